@@ -1,0 +1,211 @@
+"""Schedules, SGD, Adam, AdamW and Lookahead, as Optax transformations.
+
+Numbers that change no shape (`Hypers`) may be traced, so that one compiled step serves all learning rates.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxresnet.config import OptimConfig
+
+# Defaults of PyTorch's OneCycleLR: starts at peak / 25, ends at peak / 25 / 10,000.
+ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
+
+
+class Hypers(NamedTuple):
+    """The numbers of an optimiser that change no shape, as Python floats or float32 scalars."""
+
+    learning_rate: float | Array
+    b1: float | Array
+    b2: float | Array
+    eps: float | Array
+    momentum: float | Array
+    weight_decay: float | Array
+    slow_step_size: float | Array
+
+
+def hypers_of(config: OptimConfig) -> Hypers:
+    return Hypers(*(getattr(config, name) for name in Hypers._fields))
+
+
+def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+    """The learning rate as a function of the number of finished optimiser steps (0 for the first step).
+
+    With schedule_unit="step" the curve moves every step; with "epoch" it moves once an epoch, as in the published
+    project. Its length is schedule_length units, or the run's own. Past its end the last value stays.
+    """
+    relative = _relative_schedule(config, steps_per_epoch, num_epochs)
+    return lambda count: config.learning_rate * relative(count)
+
+
+def _relative_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+    """`make_schedule` with a peak of 1, so that the learning rate can be traced."""
+    per_epoch = config.schedule_unit == "epoch"
+    length = config.schedule_length or (num_epochs if per_epoch else num_epochs * steps_per_epoch)
+    curve = _curve(config.schedule, length, config.warmup_fraction)
+
+    def schedule(count: Any) -> Array:
+        position = count // steps_per_epoch if per_epoch else count
+        return curve(jnp.minimum(jnp.asarray(position, jnp.float32), length))
+
+    return schedule
+
+
+def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
+    """Peak-1 curves over t in 0..length."""
+    warmup = max(warmup_fraction * length, 1e-9)
+    rest = max(length - warmup, 1e-9)
+
+    def cosine(start: float, end: float, fraction: Array) -> Array:
+        return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
+
+    def rise(t: Array) -> Array:
+        return jnp.clip(t / warmup, 0, 1)
+
+    if name == "constant":
+        return jnp.ones_like
+    if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
+        return lambda t: cosine(1.0, 0.0, t / length)
+    if name == "warmup":
+        return rise
+    if name == "warmup_cosine":
+        return lambda t: jnp.where(t < warmup, rise(t), cosine(1.0, 0.0, (t - warmup) / rest))
+    if name == "triangular":
+        return lambda t: jnp.where(t < warmup, rise(t), jnp.clip((length - t) / rest, 0, 1))
+    # OneCycle (Smith and Topin 2017) with PyTorch's cosine phases, which end at steps warmup - 1 and length - 1.
+    start, end = 1 / ONECYCLE_DIV, 1 / ONECYCLE_DIV / ONECYCLE_FINAL_DIV
+    top, last = max(warmup_fraction * length - 1, 1e-9), length - 1
+    return lambda t: jnp.where(
+        t <= top, cosine(start, 1.0, t / top), cosine(1.0, end, (t - top) / max(last - top, 1e-9))
+    )
+
+
+def make_optimizer(
+    config: OptimConfig, steps_per_epoch: int, num_epochs: int, hypers: Hypers | None = None
+) -> optax.GradientTransformation:
+    """The whole optimiser: weight decay, the direction, the schedule, and Lookahead around them.
+
+    hypers: replaces the config's numbers, usually by traced scalars. `update` needs `params`.
+    """
+    h = hypers if hypers is not None else hypers_of(config)
+    relative = _relative_schedule(config, steps_per_epoch, num_epochs)
+    parts = []
+    # Adding a decay that may be zero costs nothing next to the step, and one program serves all values.
+    decay = optax.add_decayed_weights(h.weight_decay)
+    if config.optimizer == "sgd":
+        parts = [decay, optax.trace(h.momentum, nesterov=config.nesterov)]
+    elif config.optimizer == "adam":
+        parts = [decay, optax.scale_by_adam(h.b1, h.b2, h.eps)]
+    else:
+        parts = [optax.scale_by_adam(h.b1, h.b2, h.eps), decay]
+    inner = optax.chain(*parts, optax.scale_by_schedule(lambda count: -h.learning_rate * relative(count)))
+    if not config.lookahead:
+        return inner
+    return lookahead(inner, config.sync_period, h.slow_step_size, config.lookahead_momentum)
+
+
+class LookaheadState(NamedTuple):
+    """count: int32 scalar, fast steps taken. slow_params: as params. slow_momentum: the momentum at the last
+    synchronisation ("pullback" only, else empty). inner: the wrapped optimiser's state."""
+
+    count: Array
+    slow_params: Any
+    slow_momentum: Any
+    inner: Any
+
+
+def lookahead(
+    inner: optax.GradientTransformation,
+    sync_period: int = 5,
+    slow_step_size: float | Array = 0.5,
+    momentum: Literal["none", "reset", "pullback"] = "none",
+) -> optax.GradientTransformation:
+    """Lookahead (Zhang, Lucas, Hinton and Ba 2019, https://arxiv.org/abs/1907.08610, algorithm 1).
+
+    The inner optimiser moves the fast weights, which are the `params` it is given. Every `sync_period` (k) steps the
+    slow weights go `slow_step_size` (alpha) of the way to the fast ones, and the fast ones restart from there:
+
+        slow <- slow + alpha (fast - slow);  fast <- slow
+
+    The slow weights live in the state, so the train state has one `params` tree. k=1 with alpha=1 is the inner
+    optimiser. `momentum` says what a synchronisation does to the inner momentum (SGD's trace, Adam's first moment):
+    "none" keeps it, "reset" sets it to zero, "pullback" moves it as the weights, from its value at the last
+    synchronisation (zero at first; appendix B of the paper). Nothing else of the inner state changes: a schedule's
+    count goes on. Unlike `optax.lookahead`, gradients and updates are those of the fast weights alone.
+
+    `update` must be given `params`. Raises ValueError for sync_period below 1 or an unknown `momentum`.
+    """
+    if sync_period < 1:
+        raise ValueError(f"sync_period={sync_period}: must be at least 1")
+    if momentum not in ("none", "reset", "pullback"):
+        raise ValueError(f"momentum={momentum!r}: must be one of 'none', 'reset', 'pullback'")
+
+    def init(params: Any) -> LookaheadState:
+        inner_state = inner.init(params)
+        slow = jax.tree.map(jnp.copy, params)  # a copy, as an alias of the fast weights could not be donated
+        kept = jax.tree.map(jnp.zeros_like, _momentum_of(inner_state)) if momentum == "pullback" else ()
+        return LookaheadState(jnp.zeros((), jnp.int32), slow, kept, inner_state)
+
+    def update(grads: Any, state: LookaheadState, params: Any = None) -> tuple[Any, LookaheadState]:
+        if params is None:
+            raise ValueError("lookahead needs the fast weights: call update(grads, state, params)")
+        updates, inner_state = inner.update(grads, state.inner, params)
+        count = optax.safe_increment(state.count)
+        sync = count % sync_period == 0
+
+        def where_sync(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(sync, a, b), new, old)
+
+        def towards(fast: Any, slow: Any) -> Any:
+            return jax.tree.map(lambda f, s: s + slow_step_size * (f - s), fast, slow)
+
+        slow = where_sync(towards(optax.apply_updates(params, updates), state.slow_params), state.slow_params)
+        to_slow = jax.tree.map(jnp.subtract, slow, params)
+        updates = where_sync(to_slow, updates)
+
+        slow_momentum = state.slow_momentum
+        if momentum != "none":
+            fast_momentum = _momentum_of(inner_state)
+            if momentum == "reset":
+                new_momentum = jax.tree.map(jnp.zeros_like, fast_momentum)
+            else:
+                new_momentum = towards(fast_momentum, slow_momentum)
+                slow_momentum = where_sync(new_momentum, slow_momentum)
+            inner_state = _with_momentum(inner_state, where_sync(new_momentum, fast_momentum))
+        return updates, LookaheadState(count, slow, slow_momentum, inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+# The states that hold a momentum, and the field it is in.
+_MOMENTUM_FIELD: dict[type, str] = {optax.TraceState: "trace", optax.ScaleByAdamState: "mu"}
+
+
+def _is_momentum_state(x: Any) -> bool:
+    return type(x) in _MOMENTUM_FIELD
+
+
+def _momentum_of(inner_state: Any) -> list[Any]:
+    """The momentum trees inside an Optax state, in a fixed order."""
+    nodes = jax.tree.leaves(inner_state, is_leaf=_is_momentum_state)
+    return [getattr(n, _MOMENTUM_FIELD[type(n)]) for n in nodes if _is_momentum_state(n)]
+
+
+def _with_momentum(inner_state: Any, momenta: list[Any]) -> Any:
+    """`inner_state` with its momentum trees replaced, in the order of `_momentum_of`."""
+    rest = iter(momenta)
+
+    def replace(node: Any) -> Any:
+        return node._replace(**{_MOMENTUM_FIELD[type(node)]: next(rest)}) if _is_momentum_state(node) else node
+
+    return jax.tree.map(replace, inner_state, is_leaf=_is_momentum_state)
+
+
+def slow_params_of(opt_state: Any, params: Any) -> Any:
+    """Lookahead's slow weights, or `params` where the optimiser has none."""
+    return opt_state.slow_params if isinstance(opt_state, LookaheadState) else params

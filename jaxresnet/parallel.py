@@ -1,0 +1,164 @@
+"""Steps over several devices: `jax.pmap` with a state that keeps its logical shapes.
+
+The state goes in whole (in_axes=None) and comes out whole (out_axes=None), not stacked along a leading axis of
+devices, so a checkpoint does not know how many devices wrote it. That is right only because gradients, metrics and
+batch statistics are all averaged over the axis: `out_axes=None` would silently return device 0's.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxresnet.config import OptimConfig, TrainConfig
+from jaxresnet.errors import ConfigError
+from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
+from jaxresnet.optim import Hypers
+from jaxresnet.state import TrainState
+from jaxresnet.steps import AXIS, batch_starts, make_steps
+
+Devices = tuple[jax.Device, ...]
+
+
+def replicate(tree: Any, devices: Devices) -> Any:
+    """Copies of a tree of arrays on every device, in the layout in which `Program` takes and returns them."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
+
+
+class Program:
+    """`fn(*args, rank)` mapped over devices: the arguments and results are whole on every device.
+
+    donate: positions of arguments whose memory the results may take.
+    compile_seconds: what the first call took before it returned, i.e. tracing and compiling; 0 before it.
+    """
+
+    def __init__(self, fn: Callable[..., Any], num_args: int, devices: Devices, donate: tuple[int, ...] = ()):
+        in_axes = (None,) * num_args + (0,)
+        self._mapped = jax.pmap(
+            fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate
+        )
+        self._ranks = np.arange(len(devices), dtype=np.int32)
+        self.compile_seconds = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        if self.compile_seconds:
+            return self._mapped(*args, self._ranks)
+        start = time.perf_counter()
+        results = self._mapped(*args, self._ranks)
+        self.compile_seconds = time.perf_counter() - start
+        return results
+
+
+class Engine:
+    """The compiled programs of all runs that differ only in seed and in the optimiser's numbers.
+
+    On accelerators one dispatch runs a whole epoch. On CPU each step is a dispatch of its own: inside a loop body
+    XLA:CPU computes weight gradients with a naive convolution, measured 50 times slower.
+    """
+
+    def __init__(self, config: TrainConfig, num_train: int, devices: Devices):
+        if config.batch_size % len(devices):
+            raise ConfigError(
+                f"batch_size={config.batch_size}: must be a multiple of the {len(devices)} devices that share a batch"
+            )
+        if config.batch_size > num_train:
+            raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")
+        self.devices = devices
+        self.whole_epochs = devices[0].platform != "cpu"
+        self._eval_batch_size = config.eval_batch_size
+        self._steps = steps = make_steps(config, num_train, len(devices))
+        self._program = partial(Program, devices=devices)
+        self._init = jax.jit(steps.init)
+        self._plan = jax.jit(steps.plan)
+        self._train_epoch = self._program(steps.train_epoch, 6, donate=(0, 1))
+        self._train = {
+            size: self._program(partial(steps.train, batch_size=size), 7, donate=(0, 1))
+            for size in {config.batch_size, num_train % config.batch_size} - {0}
+        }
+        self._evaluate: dict[tuple[int, int], Program] = {}  # by size of the batch and of the data
+        self._evaluate_all: dict[int, Program] = {}  # by size of the data
+        self._num_train, self._batch_size = num_train, config.batch_size
+
+    @property
+    def compile_seconds(self) -> float:
+        programs = [self._train_epoch, *self._train.values(), *self._evaluate.values(), *self._evaluate_all.values()]
+        return sum(p.compile_seconds for p in programs)
+
+    def init(self, seed: int) -> TrainState:
+        return replicate(self._init(jnp.uint32(seed)), self.devices)
+
+    def zero_totals(self) -> TrainTotals:
+        return replicate(zero_totals(), self.devices)
+
+    def train_epoch(
+        self,
+        state: TrainState,
+        totals: TrainTotals,
+        hypers: Hypers,
+        images: Array,
+        labels: Array,
+        epoch: int,
+        first_step: int = 0,
+        after_step: Callable[[int, TrainState, TrainTotals], bool] | None = None,
+    ) -> tuple[TrainState, TrainTotals]:
+        """Run the steps of one epoch from `first_step` on. `state` and `totals` are consumed.
+
+        after_step(images done in this epoch, state, totals): called on CPU after every step; True stops there.
+        """
+        plan = replicate(self._plan(state.key, epoch), self.devices)
+        hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
+        if self.whole_epochs and first_step == 0:
+            return self._train_epoch(state, totals, hypers, images, labels, plan)
+        full, last = batch_starts(self._num_train, self._batch_size)
+        for i in range(first_step, full + bool(last)):
+            size = self._batch_size if i < full else last
+            start = np.int32(i * self._batch_size)
+            state, totals = self._train[size](state, totals, hypers, images, labels, plan, start)
+            if after_step is not None:
+                # Without this wait the host would queue a whole epoch, and progress and Ctrl-C would mean nothing.
+                # It costs nothing where a step takes milliseconds and more.
+                totals.steps.block_until_ready()
+                if after_step(i * self._batch_size + size, state, totals):
+                    break
+        return state, totals
+
+    def evaluate(self, variables: dict, images: Array, labels: Array) -> Sums:
+        """Sums over all `images`, (N, 32, 32, 3) uint8 on the devices."""
+        sums = replicate(zero_sums(), self.devices)
+        count = images.shape[0]
+        if self.whole_epochs:
+            if count not in self._evaluate_all:
+                self._evaluate_all[count] = self._program(self._steps.evaluate_all, 4)
+            return self._evaluate_all[count](variables, sums, images, labels)
+        for start in range(0, count, self._eval_batch_size):
+            size = min(self._eval_batch_size, count - start)
+            if (size, count) not in self._evaluate:
+                fn = partial(self._steps.evaluate, batch_size=size)
+                self._evaluate[size, count] = self._program(fn, 5)
+            sums = self._evaluate[size, count](variables, sums, images, labels, np.int32(start))
+        return sums
+
+
+def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device] | None = None) -> Engine:
+    """The engine for a run. Runs that differ only in seed and in the optimiser's numbers share one, and so share its
+    compiled programs."""
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    return _cached_engine(_without_numbers(config), num_train, devices)
+
+
+_cached_engine = cache(Engine)
+
+
+def _without_numbers(config: TrainConfig) -> TrainConfig:
+    """`config` with everything that is an argument of the compiled programs, or unused in them, set to a default."""
+    defaults = OptimConfig()
+    numbers = {name: getattr(defaults, name) for name in Hypers._fields}
+    optim = replace(config.optim, **numbers)
+    return replace(config, optim=optim, seed=0, train_size=None, val_size=0, selection="last", test_every_epoch=False)

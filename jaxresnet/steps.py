@@ -1,0 +1,146 @@
+"""One training step, one evaluation step, and the scan over steps: pure functions, to be mapped by `parallel`.
+
+Each runs on one device of `num_devices`, numbered by `rank`, and takes its share of a batch. Where a batch does not
+divide over the devices (only the last, smaller one may be so), every device computes all of it: the averages over
+devices are then averages of equals, and the result is the same without padding or masks.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan, normalise
+from jaxresnet.config import TrainConfig
+from jaxresnet.metrics import Sums, TrainTotals, add, batch_sums, cross_entropy
+from jaxresnet.model import build_model
+from jaxresnet.optim import Hypers, make_optimizer
+from jaxresnet.state import TrainState, create_train_state, sync_batch_stats
+
+AXIS = "devices"  # name of the mapped axis
+
+
+class Steps(NamedTuple):
+    """The functions of one run, still to be mapped and compiled. `rank` is this device's number, int32 scalar.
+
+    init(seed) -> TrainState
+    plan(key_data, epoch) -> EpochPlan
+    train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals)
+    train_epoch(state, totals, hypers, images, labels, plan, rank) -> (state, totals), all steps of the epoch
+    evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
+    evaluate_all(variables, sums, images, labels, rank) -> sums, over all examples
+    """
+
+    init: Callable[..., TrainState]
+    plan: Callable[..., EpochPlan]
+    train: Callable[..., tuple[TrainState, TrainTotals]]
+    train_epoch: Callable[..., tuple[TrainState, TrainTotals]]
+    evaluate: Callable[..., Sums]
+    evaluate_all: Callable[..., Sums]
+
+
+def batch_starts(num_examples: int, batch_size: int) -> tuple[int, int]:
+    """(number of full batches, size of the smaller one that follows, 0 for none)."""
+    return num_examples // batch_size, num_examples % batch_size
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    return -(-num_examples // batch_size)
+
+
+def make_steps(config: TrainConfig, num_train: int, num_devices: int) -> Steps:
+    """The functions of a run. Seed and numbers of the optimiser are arguments of theirs, not read from `config`."""
+    model = build_model(config.model, AXIS)
+    optim = config.optim
+    optimizer = partial(make_optimizer, optim, steps_per_epoch(num_train, config.batch_size), config.num_epochs)
+
+    def share(start: Array, rank: Array, batch_size: int) -> tuple[Array, int, Callable[[Any], Any]]:
+        """(first row, number of rows, how to total over devices) of this device's part of a batch."""
+        if batch_size % num_devices:
+            return start, batch_size, lambda sums: sums
+        size = batch_size // num_devices
+        return start + rank * size, size, lambda sums: lax.psum(sums, AXIS)
+
+    def init(seed: Array) -> TrainState:
+        return create_train_state(model, optimizer(), seed)
+
+    def plan(key: Array, epoch: Array) -> EpochPlan:
+        return epoch_plan(jax.random.wrap_key_data(key), epoch, num_train, config.augment)
+
+    def train(
+        state: TrainState,
+        totals: TrainTotals,
+        hypers: Hypers,
+        images: Array,
+        labels: Array,
+        plan: EpochPlan,
+        start: Array,
+        rank: Array,
+        *,
+        batch_size: int,
+    ) -> tuple[TrainState, TrainTotals]:
+        first, size, total = share(start, rank, batch_size)
+        rows = jax.tree.map(lambda column: lax.dynamic_slice_in_dim(column, first, size), plan)
+        batch = augment_batch(images[rows.order], rows, config.augment)  # (B, 32, 32, 3) float32
+        targets = labels[rows.order]
+
+        def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
+            logits, variables = model.apply({"params": params, "batch_stats": state.batch_stats}, batch, True)
+            return cross_entropy(logits, targets).mean(), (variables["batch_stats"], logits)
+
+        grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        grads = lax.pmean(grads, AXIS)
+        updates, opt_state = optimizer(hypers).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        slow_batch_stats = sync_batch_stats(
+            state.slow_batch_stats, batch_stats, opt_state, optim.sync_period, hypers.slow_step_size
+        )
+
+        sums = total(batch_sums(logits, targets))
+        norms = jnp.stack([optax.global_norm(tree) for tree in (grads, params, updates)])
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all()
+        bad_step = jnp.where((totals.bad_step < 0) & ~finite, state.step, totals.bad_step)
+        totals = TrainTotals(add(totals.sums, sums), totals.norms + norms, totals.steps + 1, bad_step)
+        return TrainState(state.step + 1, params, batch_stats, slow_batch_stats, opt_state, state.key), totals
+
+    def train_epoch(
+        state: TrainState, totals: TrainTotals, hypers: Hypers, images: Array, labels: Array, plan: EpochPlan, rank: Array
+    ) -> tuple[TrainState, TrainTotals]:
+        full, last = batch_starts(num_train, config.batch_size)
+
+        def body(carry: tuple[TrainState, TrainTotals], i: Array) -> tuple[tuple[TrainState, TrainTotals], None]:
+            start = i * config.batch_size
+            return train(*carry, hypers, images, labels, plan, start, rank, batch_size=config.batch_size), None
+
+        carry, _ = lax.scan(body, (state, totals), jnp.arange(full))
+        if last:
+            start = jnp.int32(full * config.batch_size)
+            carry = train(*carry, hypers, images, labels, plan, start, rank, batch_size=last)
+        return carry
+
+    def evaluate(
+        variables: dict, sums: Sums, images: Array, labels: Array, start: Array, rank: Array, *, batch_size: int
+    ) -> Sums:
+        first, size, total = share(start, rank, batch_size)
+        batch = normalise(lax.dynamic_slice_in_dim(images, first, size))
+        logits, _ = model.apply(variables, batch, False)
+        return add(sums, total(batch_sums(logits, lax.dynamic_slice_in_dim(labels, first, size))))
+
+    def evaluate_all(variables: dict, sums: Sums, images: Array, labels: Array, rank: Array) -> Sums:
+        full, last = batch_starts(images.shape[0], config.eval_batch_size)
+
+        def body(sums: Sums, i: Array) -> tuple[Sums, None]:
+            start = i * config.eval_batch_size
+            return evaluate(variables, sums, images, labels, start, rank, batch_size=config.eval_batch_size), None
+
+        sums, _ = lax.scan(body, sums, jnp.arange(full))
+        if last:
+            start = jnp.int32(full * config.eval_batch_size)
+            sums = evaluate(variables, sums, images, labels, start, rank, batch_size=last)
+        return sums
+
+    return Steps(init, plan, train, train_epoch, evaluate, evaluate_all)

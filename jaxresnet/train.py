@@ -1,0 +1,243 @@
+"""One run, from a config and a data set to a history and a chosen state."""
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.config import TrainConfig, differing_fields, to_dict
+from jaxresnet.dataset import Dataset, Split, split_validation
+from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
+from jaxresnet.metrics import TrainTotals, averages
+from jaxresnet.optim import hypers_of, make_schedule
+from jaxresnet.parallel import Engine, make_engine, replicate
+from jaxresnet.state import TrainState, eval_variables
+from jaxresnet.steps import steps_per_epoch
+
+Row = dict[str, Any]
+
+
+class Result(NamedTuple):
+    """What `fit` returns.
+
+    history: a row an epoch. Loss in nats, accuracy in percent, learning_rate of the epoch's first step, norms
+    averaged over steps, seconds of training alone (no compilation, no evaluation), images_per_second.
+    summary: the chosen epoch and its figures. state: the train state of that epoch.
+    """
+
+    history: list[Row]
+    summary: dict[str, Any]
+    state: TrainState
+
+
+class Interrupted(Exception):
+    """`should_stop` asked to stop. Everything is in the checkpoint: the same call continues."""
+
+
+def fit(
+    config: TrainConfig,
+    data: Dataset,
+    workdir: str | Path | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Train one run, or continue it where its checkpoint in `workdir` stands.
+
+    config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
+    workdir: keeps the last and the best checkpoint; None keeps nothing on disk.
+    devices: share every batch; default all local ones.
+    on_epoch(row): called after each epoch, once it is safe on disk. on_progress(epoch, images done in it): after
+    every dispatch. should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
+
+    On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
+    Raises ConfigError where config and data do not fit, NonFiniteError when the loss or a gradient stops being
+    finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run.
+    """
+    train, val = _splits(config, data)
+    engine = make_engine(config, train.num_examples, devices)
+    placed = {name: _place(split, engine) for name, split in (("train", train), ("val", val), ("test", data.test))}
+    record = {"config": to_dict(config), "data": fingerprint(data), "history": [], "seconds": 0.0}
+    with nullcontext() if workdir is None else Checkpoints(workdir) as checkpoints:
+        run = _Run(config, engine, placed, checkpoints, record)
+        run.restore()
+        while run.epoch < config.num_epochs:
+            row = run.train_one_epoch(on_progress, should_stop)
+            if on_epoch:
+                on_epoch(row)
+            if should_stop and should_stop() and run.epoch < config.num_epochs:
+                raise Interrupted(_where(workdir))
+        return run.result()
+
+
+def fingerprint(data: Dataset) -> dict[str, Any]:
+    """Names a data set well enough to notice another one: sizes and a CRC-32 of every byte."""
+    crc = 0
+    for split in (data.train, data.test):
+        for array in split:
+            crc = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), crc)
+    sizes = {"num_train": data.train.num_examples, "num_test": data.test.num_examples}
+    return {"name": data.name, "synthetic": data.synthetic, **sizes, "crc32": crc}
+
+
+def _splits(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
+    """(train, validation) of a run."""
+    train = data.train
+    if config.train_size is not None:
+        if config.train_size > train.num_examples:
+            raise ConfigError(f"train_size={config.train_size}: the data set has {train.num_examples} training images")
+        train = Split(train.images[: config.train_size], train.labels[: config.train_size])
+    if int(data.train.labels.max(initial=0)) >= config.model.num_classes:
+        raise ConfigError(f"num_classes={config.model.num_classes}: the data set's labels go up to {data.train.labels.max()}")
+    return split_validation(train, config.val_size, config.seed)
+
+
+def _place(split: Split, engine: Engine) -> Split:
+    return Split(*(replicate(np.ascontiguousarray(a), engine.devices) for a in split))
+
+
+def _where(workdir: str | Path | None) -> str:
+    return "nothing was kept: the run has no work folder" if workdir is None else f"checkpoint in {workdir}"
+
+
+class _Run:
+    """The moving parts of one `fit`: where it stands, and how it takes one epoch."""
+
+    def __init__(self, config: TrainConfig, engine: Engine, data: dict[str, Split], checkpoints: Any, record: Any):
+        self.config, self.engine, self.data, self.checkpoints, self.record = config, engine, data, checkpoints, record
+        self.num_train = data["train"].images.shape[0]
+        self.steps = steps_per_epoch(self.num_train, config.batch_size)
+        self.schedule = make_schedule(config.optim, self.steps, config.num_epochs)
+        self.state = engine.init(config.seed)
+        self.totals = engine.zero_totals()
+        self.best: TrainState | None = None  # kept in memory only where there are no checkpoints
+
+    @property
+    def epoch(self) -> int:  # the epoch in progress
+        return len(self.record["history"])
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        step = None if self.checkpoints is None else self.checkpoints.last_step()
+        if step is None:
+            return
+        saved = self.checkpoints.record(step)
+        changed = differing_fields(
+            {k: saved.get(k) for k in ("config", "data")}, {k: self.record[k] for k in ("config", "data")}
+        )
+        if changed:
+            raise ResultsError(
+                f"{self.checkpoints.directory} holds a run with other settings ({'; '.join(changed)}): "
+                "use the old settings, another output folder, or delete this one"
+            )
+        self.state, self.totals, self.record = self.checkpoints.restore(step, self.state, self.totals)
+
+    def train_one_epoch(self, on_progress: Any, should_stop: Any) -> Row:
+        config, epoch = self.config, self.epoch
+        first_step = int(self.state.step) - epoch * self.steps
+        stopped = False
+
+        def after_step(images_done: int, state: TrainState, totals: TrainTotals) -> bool:
+            nonlocal stopped
+            if on_progress:
+                on_progress(epoch, images_done)
+            stopped = bool(should_stop and should_stop()) and images_done < self.num_train
+            return stopped or int(totals.bad_step) >= 0
+
+        start, compiling = time.perf_counter(), self.engine.compile_seconds
+        train = self.data["train"]
+        self.state, self.totals = self.engine.train_epoch(
+            self.state, self.totals, hypers_of(config.optim), *train, epoch, first_step, after_step
+        )
+        bad_step = int(self.totals.bad_step)  # waits for the device: the epoch's one synchronisation
+        seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)
+        self.record["seconds"] += seconds
+        if bad_step >= 0:
+            raise NonFiniteError(
+                f"seed {config.seed}: the loss or a gradient stopped being finite in epoch {epoch}, step {bad_step}. "
+                "Try a lower learning rate, a warm-up, or precision float32. The checkpoint before it is intact"
+            )
+        if stopped:
+            self._save(best_step=self._best_step())
+            raise Interrupted(_where(self.checkpoints and self.checkpoints.directory))
+        return self._finish_epoch()
+
+    def _finish_epoch(self) -> Row:
+        epoch, seconds = self.epoch, self.record["seconds"]
+        loss, accuracy = averages(self.totals.sums)
+        norms = [float(n) / int(self.totals.steps) for n in self.totals.norms]
+        row: Row = {
+            "epoch": epoch,
+            "step": int(self.state.step),
+            "learning_rate": float(self.schedule(epoch * self.steps)),
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+        }
+        scored = {"val": self.config.val_size > 0, "test": self.config.test_every_epoch}
+        for name, wanted in scored.items():
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = self._score(self.state, name) if wanted else (None, None)
+        row |= dict(zip(("grad_norm", "param_norm", "update_norm"), norms, strict=True))
+        row |= {"seconds": round(seconds, 3), "images_per_second": round(self.num_train / seconds, 1)}
+        self.record["history"].append(row)
+        self.record["seconds"] = 0.0
+        self.totals = self.engine.zero_totals()
+        if self.checkpoints is None and self._best_epoch() == epoch:
+            self.best = jax.tree.map(jnp.copy, self.state)
+        self._save(best_step=self._best_step())
+        return row
+
+    def _score(self, state: TrainState, name: str) -> tuple[float, float]:
+        return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), *self.data[name]))
+
+    def _save(self, best_step: int | None) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.state, self.totals, self.record, best_step)
+
+    def _best_epoch(self) -> int:
+        """The chosen epoch so far: the first with the highest accuracy on the split that selects."""
+        history = self.record["history"]
+        if self.config.selection == "last":
+            return len(history) - 1
+        return max(range(len(history)), key=lambda i: history[i][f"{self.config.selection}_accuracy"])
+
+    def _best_step(self) -> int | None:
+        history = self.record["history"]
+        return history[self._best_epoch()]["step"] if history else None
+
+    def result(self) -> Result:
+        config, history = self.config, self.record["history"]
+        best = history[self._best_epoch()]
+        state = self.state
+        if best is not history[-1]:
+            if self.checkpoints is not None:
+                state = self.checkpoints.restore(best["step"], self.state, self.totals).state
+            elif self.best is not None:
+                state = self.best
+        test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
+        if test_accuracy is None:  # the one time that this run sees the test set
+            test_loss, test_accuracy = self._score(state, "test")
+        summary = {
+            "seed": config.seed,
+            "selection": config.selection,
+            "weights": config.eval_weights if config.optim.lookahead else "fast",
+            "best_epoch": best["epoch"],
+            "last_epoch": history[-1]["epoch"],
+            "val_accuracy": best["val_accuracy"],
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "num_train": self.num_train,
+            "num_val": config.val_size,
+            "num_test": self.data["test"].images.shape[0],
+            "seconds": round(sum(row["seconds"] for row in history), 3),
+            "compile_seconds": round(self.engine.compile_seconds, 3),
+        }
+        return Result(history, summary, state)
