@@ -1,1 +1,70 @@
-"""A ResNet-18 under five million parameters in JAX, trained on CIFAR-10 and compared honestly."""
+"""A ResNet-18 under five million parameters in JAX, trained on CIFAR-10 and compared honestly.
+
+    import jaxresnet as jr
+
+    result = jr.fit(jr.TrainConfig(num_epochs=10), jr.load_cifar10())
+
+Importing this touches no device and sets nothing. What only some need (TensorFlow Datasets, Matplotlib, Orbax, tyro)
+is imported where it is used.
+"""
+
+from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
+from jaxresnet.cifar10 import load_cifar10
+from jaxresnet.cli import run_experiment
+from jaxresnet.compare import Comparison, compare
+from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxresnet.dataset import Dataset, Split
+from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
+from jaxresnet.model import Model, ResNet, build_model, count_params
+from jaxresnet.optim import lookahead, make_optimizer, make_schedule
+from jaxresnet.predict import predict
+from jaxresnet.published import SOURCE, Published, intended, published
+from jaxresnet.report import render
+from jaxresnet.state import TrainState, create_train_state, eval_variables
+from jaxresnet.summary import count_macs, summary
+from jaxresnet.synthetic import make_synthetic
+from jaxresnet.train import Result, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SOURCE",
+    "AugmentConfig",
+    "Comparison",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "EpochPlan",
+    "Model",
+    "ModelConfig",
+    "NonFiniteError",
+    "OptimConfig",
+    "Published",
+    "ResNet",
+    "Result",
+    "ResultsError",
+    "Split",
+    "TrainConfig",
+    "TrainState",
+    "UserError",
+    "augment_batch",
+    "build_model",
+    "compare",
+    "count_macs",
+    "count_params",
+    "create_train_state",
+    "epoch_plan",
+    "eval_variables",
+    "fit",
+    "intended",
+    "load_cifar10",
+    "lookahead",
+    "make_optimizer",
+    "make_schedule",
+    "make_synthetic",
+    "predict",
+    "published",
+    "render",
+    "run_experiment",
+    "summary",
+]

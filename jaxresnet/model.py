@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 
 from jaxresnet.config import ModelConfig
+from jaxresnet.conv import conv_cpu
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_DECAY = 0.9  # PyTorch's momentum of 0.1 is the weight of the new value, 1 - decay
@@ -68,7 +69,17 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
-def conv(in_features: int, features: int, kernel: int, stride: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+class Context(NamedTuple):
+    """What every layer of a network needs to know. axis_name: the mapped axis to synchronise batch statistics over,
+    None for one device. platform: where it will run; on "cpu" convolutions take the faster weight gradient."""
+
+    rngs: nnx.Rngs
+    dtype: Any
+    axis_name: str | None
+    platform: str | None
+
+
+def conv(in_features: int, features: int, kernel: int, stride: int, context: Context) -> nnx.Conv:
     """A convolution without bias, padded so that stride 1 keeps the size and stride 2 halves it, rounding up.
 
     The padding is explicit: "SAME" at stride 2 pads (0, 1), which would shift a 3x3 path one pixel off the 1x1
@@ -83,26 +94,25 @@ def conv(in_features: int, features: int, kernel: int, stride: int, dtype: Any, 
         strides=stride,
         padding=padding,
         use_bias=False,
-        dtype=dtype,
+        dtype=context.dtype,
         kernel_init=pytorch_uniform,
-        rngs=rngs,
+        conv_general_dilated=conv_cpu if context.platform == "cpu" else jax.lax.conv_general_dilated,
+        rngs=context.rngs,
     )
 
 
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions with batch norm, added to the input (or to its projection where the shape changes)."""
 
-    def __init__(self, in_features: int, features: int, stride: int, config: ModelConfig, **kw: Any):
-        rngs, axis_name = kw["rngs"], kw["axis_name"]
-        dtype = jnp.dtype(config.precision)
-        self.conv1 = conv(in_features, features, 3, stride, dtype, rngs)
-        self.bn1 = BatchNorm(features, axis_name)
-        self.conv2 = conv(features, features, 3, 1, dtype, rngs)
-        self.bn2 = BatchNorm(features, axis_name)
+    def __init__(self, in_features: int, features: int, stride: int, shortcut_kernel: int, context: Context):
+        self.conv1 = conv(in_features, features, 3, stride, context)
+        self.bn1 = BatchNorm(features, context.axis_name)
+        self.conv2 = conv(features, features, 3, 1, context)
+        self.bn2 = BatchNorm(features, context.axis_name)
         self.project = stride != 1 or in_features != features
         if self.project:
-            self.shortcut_conv = conv(in_features, features, config.shortcut_kernel, stride, dtype, rngs)
-            self.shortcut_bn = BatchNorm(features, axis_name)
+            self.shortcut_conv = conv(in_features, features, shortcut_kernel, stride, context)
+            self.shortcut_bn = BatchNorm(features, context.axis_name)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> (B, H / stride, W / stride, features)."""
@@ -116,13 +126,15 @@ class ResNet(nnx.Module):
     """A 3x3 stem, stages of basic blocks (every stage but the first halves the map and doubles the channels),
     an average pool over what is left, and one linear layer.
 
-    axis_name: the mapped axis to synchronise batch statistics over, None for one device.
+    axis_name, platform: see `Context`.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None):
-        dtype = jnp.dtype(config.precision)
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None, platform: str | None = None
+    ):
+        context = Context(rngs, jnp.dtype(config.precision), axis_name, platform)
         self.config = config
-        self.conv1 = conv(3, config.width, 3, 1, dtype, rngs)
+        self.conv1 = conv(3, config.width, 3, 1, context)
         self.bn1 = BatchNorm(config.width, axis_name)
         self.stages = nnx.List()
         in_features = config.width
@@ -131,7 +143,7 @@ class ResNet(nnx.Module):
             blocks = nnx.List()
             for j in range(num_blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(BasicBlock(in_features, features, stride, config, rngs=rngs, axis_name=axis_name))
+                blocks.append(BasicBlock(in_features, features, stride, config.shortcut_kernel, context))
                 in_features = features
             self.stages.append(blocks)
         bias_init = partial(pytorch_uniform, fan_in=in_features)
@@ -174,9 +186,14 @@ class Model(NamedTuple):
     apply: Apply
 
 
-def build_model(config: ModelConfig, axis_name: str | None = None) -> Model:
-    """See `Model`. axis_name: the mapped axis that batch statistics are averaged over, None for one device."""
-    abstract = nnx.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0), axis_name=axis_name))
+def build_model(config: ModelConfig, axis_name: str | None = None, platform: str | None = None) -> Model:
+    """See `Model`. axis_name: the mapped axis that batch statistics are averaged over, None for one device.
+    platform: "cpu" where it will run there, for a faster weight gradient; the numbers are the same to rounding."""
+
+    def build(rngs: nnx.Rngs) -> ResNet:
+        return ResNet(config, rngs=rngs, axis_name=axis_name, platform=platform)
+
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graphdef, _, _ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def variables_of(module: ResNet) -> dict:
@@ -184,7 +201,7 @@ def build_model(config: ModelConfig, axis_name: str | None = None) -> Model:
         return {"params": _plain(params), "batch_stats": _plain(batch_stats)}
 
     def init(key: Array) -> dict:
-        return variables_of(ResNet(config, rngs=nnx.Rngs(key), axis_name=axis_name))
+        return variables_of(build(nnx.Rngs(key)))
 
     def apply(variables: dict, images: Array, train: bool) -> tuple[Array, dict]:
         module = nnx.merge(graphdef, _nnx_state(variables["params"]), _nnx_state(variables["batch_stats"]))

@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.config import OptimConfig, TrainConfig
+from jaxresnet.conv import CPU_COMPILER_OPTIONS
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers
@@ -35,8 +36,9 @@ def replicate(tree: Any, devices: Devices) -> Any:
 class Program:
     """`fn(*args, rank)` mapped over devices: the arguments and results are whole on every device.
 
+    Compiled at the first call, for the shapes of its arguments; later calls must have the same.
     donate: positions of arguments whose memory the results may take.
-    compile_seconds: what the first call took before it returned, i.e. tracing and compiling; 0 before it.
+    compile_seconds: what tracing and compiling took; 0 before the first call.
     """
 
     def __init__(self, fn: Callable[..., Any], num_args: int, devices: Devices, donate: tuple[int, ...] = ()):
@@ -45,15 +47,16 @@ class Program:
             fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate
         )
         self._ranks = np.arange(len(devices), dtype=np.int32)
+        self._options = CPU_COMPILER_OPTIONS if devices[0].platform == "cpu" else {}
+        self._compiled: Callable[..., Any] | None = None
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        if self.compile_seconds:
-            return self._mapped(*args, self._ranks)
-        start = time.perf_counter()
-        results = self._mapped(*args, self._ranks)
-        self.compile_seconds = time.perf_counter() - start
-        return results
+        if self._compiled is None:
+            start = time.perf_counter()
+            self._compiled = self._mapped.lower(*args, self._ranks).compile(self._options)
+            self.compile_seconds = time.perf_counter() - start
+        return self._compiled(*args, self._ranks)
 
 
 class Engine:
@@ -73,7 +76,7 @@ class Engine:
         self.devices = devices
         self.whole_epochs = devices[0].platform != "cpu"
         self._eval_batch_size = config.eval_batch_size
-        self._steps = steps = make_steps(config, num_train, len(devices))
+        self._steps = steps = make_steps(config, num_train, len(devices), devices[0].platform)
         self._program = partial(Program, devices=devices)
         self._init = jax.jit(steps.init)
         self._plan = jax.jit(steps.plan)

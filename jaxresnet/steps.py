@@ -52,9 +52,12 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-def make_steps(config: TrainConfig, num_train: int, num_devices: int) -> Steps:
-    """The functions of a run. Seed and numbers of the optimiser are arguments of theirs, not read from `config`."""
-    model = build_model(config.model, AXIS)
+def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: str) -> Steps:
+    """The functions of a run. Seed and numbers of the optimiser are arguments of theirs, not read from `config`.
+
+    platform: "cpu", "gpu" or "tpu", where the functions will run.
+    """
+    model = build_model(config.model, AXIS, platform)
     optim = config.optim
     optimizer = partial(make_optimizer, optim, steps_per_epoch(num_train, config.batch_size), config.num_epochs)
 

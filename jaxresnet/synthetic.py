@@ -2,8 +2,8 @@
 
 Six shapes and four textures lie on cluttered, noisy backgrounds, with a stroke across them here and there. Position,
 size, rotation, colours and contrast are random and independent of the class, so that a classifier has to look at form:
-the mean colour of an image says nothing. Every class is closed under a horizontal flip, because training flips images. It is not
-CIFAR-10, and no figure obtained on it says anything about CIFAR-10.
+the mean colour of an image says nothing. Every class is closed under a horizontal flip, because training flips
+images. It is not CIFAR-10, and no figure obtained on it says anything about CIFAR-10.
 
 The same seed gives the same bytes everywhere: random numbers come from the raw output of Philox, which NumPy
 guarantees, and pixels from float32 operations that IEEE 754 rounds exactly (+ - * / sqrt; no sin, exp or sums over

@@ -47,7 +47,7 @@ def fit(
     workdir: str | Path | None = None,
     *,
     devices: Sequence[jax.Device] | None = None,
-    on_epoch: Callable[[Row], None] | None = None,
+    on_epoch: Callable[[list[Row]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -56,7 +56,7 @@ def fit(
     config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
     workdir: keeps the last and the best checkpoint; None keeps nothing on disk.
     devices: share every batch; default all local ones.
-    on_epoch(row): called after each epoch, once it is safe on disk. on_progress(epoch, images done in it): after
+    on_epoch(rows so far): called after each epoch, once it is safe on disk. on_progress(epoch, images done in it): after
     every dispatch. should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
 
     On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
@@ -66,14 +66,14 @@ def fit(
     train, val = _splits(config, data)
     engine = make_engine(config, train.num_examples, devices)
     placed = {name: _place(split, engine) for name, split in (("train", train), ("val", val), ("test", data.test))}
-    record = {"config": to_dict(config), "data": fingerprint(data), "history": [], "seconds": 0.0}
+    record = {"config": to_dict(config), "data": fingerprint(data), "history": [], "seconds": 0.0, "best_step": None}
     with nullcontext() if workdir is None else Checkpoints(workdir) as checkpoints:
         run = _Run(config, engine, placed, checkpoints, record)
         run.restore()
         while run.epoch < config.num_epochs:
-            row = run.train_one_epoch(on_progress, should_stop)
+            run.train_one_epoch(on_progress, should_stop)
             if on_epoch:
-                on_epoch(row)
+                on_epoch(run.record["history"])
             if should_stop and should_stop() and run.epoch < config.num_epochs:
                 raise Interrupted(_where(workdir))
         return run.result()
@@ -141,7 +141,7 @@ class _Run:
             )
         self.state, self.totals, self.record = self.checkpoints.restore(step, self.state, self.totals)
 
-    def train_one_epoch(self, on_progress: Any, should_stop: Any) -> Row:
+    def train_one_epoch(self, on_progress: Any, should_stop: Any) -> None:
         config, epoch = self.config, self.epoch
         first_step = int(self.state.step) - epoch * self.steps
         stopped = False
@@ -167,11 +167,11 @@ class _Run:
                 "Try a lower learning rate, a warm-up, or precision float32. The checkpoint before it is intact"
             )
         if stopped:
-            self._save(best_step=self._best_step())
+            self._save()
             raise Interrupted(_where(self.checkpoints and self.checkpoints.directory))
-        return self._finish_epoch()
+        self._finish_epoch()
 
-    def _finish_epoch(self) -> Row:
+    def _finish_epoch(self) -> None:
         epoch, seconds = self.epoch, self.record["seconds"]
         loss, accuracy = averages(self.totals.sums)
         norms = [float(n) / int(self.totals.steps) for n in self.totals.norms]
@@ -192,14 +192,14 @@ class _Run:
         self.totals = self.engine.zero_totals()
         if self.checkpoints is None and self._best_epoch() == epoch:
             self.best = jax.tree.map(jnp.copy, self.state)
-        self._save(best_step=self._best_step())
-        return row
+        self._save()
 
     def _score(self, state: TrainState, name: str) -> tuple[float, float]:
         return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), *self.data[name]))
 
-    def _save(self, best_step: int | None) -> None:
+    def _save(self) -> None:
         if self.checkpoints is not None:
+            self.record["best_step"] = best_step = self._best_step()
             self.checkpoints.save(self.state, self.totals, self.record, best_step)
 
     def _best_epoch(self) -> int:

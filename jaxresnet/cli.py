@@ -1,0 +1,194 @@
+"""The command line that all experiment scripts share: flags to configs, one first line, the comparison, one last page."""
+
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jaxresnet.compare import Hooks, compare
+from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.dataset import Dataset
+from jaxresnet.errors import ConfigError, UserError
+from jaxresnet.progress import Progress, duration
+from jaxresnet.published import intended
+from jaxresnet.summary import count_macs
+from jaxresnet.train import Interrupted
+
+MakeArms = Callable[[TrainConfig], Mapping[str, TrainConfig]]
+
+# The demo: small enough for three minutes on two CPU cores. No smaller last batch, so one shape to compile.
+DEMO_MODEL = ModelConfig(width=16)
+DEMO: dict[str, Any] = {"model": DEMO_MODEL, "batch_size": 128, "num_epochs": 5, "eval_batch_size": 512}
+DEMO_TRAIN, DEMO_VAL, DEMO_TEST = 3584, 512, 1024
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of every experiment script; below them every field of the run's configuration, by its own name."""
+
+    demo: bool = False  # a small built-in synthetic data set and a narrow network: minutes on a CPU, no download
+    protocol: Literal["published", "intended"] = "intended"  # as the published project did it, or as it was meant
+    seeds: tuple[int, ...] = (0, 1, 2)  # each arm runs once with each; arms are compared seed by seed
+    data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
+    out: Path | None = None  # folder of the results; default out/<script>, out/<script>-demo and so on
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+def run_experiment(
+    name: str,
+    description: str | None,
+    base: TrainConfig,
+    make_arms: MakeArms,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """The `main` of an experiment script.
+
+    base: the configuration as published, which flags change. make_arms(config) -> {arm name: config}.
+    published: {arm: {"best": percent, "source": text}}, set beside the results of `--protocol published`.
+    Exits with status 0, with 2 after a user's error, or with 130 after Ctrl-C, when the same command continues.
+    """
+    try:
+        options = parse(description, base, sys.argv[1:])
+        arms = dict(make_arms(options.config))
+        _run(name, options, arms, published if _like_published(options, base) else None)
+    except Interrupted as e:
+        print(f"\nStopped, {e}. The same command continues:\n  {_command()}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except UserError as e:
+        fail(e)
+
+
+def fail(error: UserError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Options:
+    """The flags in `argv`. --protocol and --demo are read first, since the other flags' defaults follow from them.
+
+    Raises ConfigError for values that no run can have; exits with status 2 and the nearest names for unknown flags.
+    """
+    import tyro
+
+    def value_of(flag: str) -> str | None:
+        for i, arg in enumerate(argv):
+            if arg == flag:
+                return argv[i + 1] if i + 1 < len(argv) else None
+            if arg.startswith(flag + "="):
+                return arg.partition("=")[2]
+        return None
+
+    config = base if value_of("--protocol") == "published" else intended(base)
+    demo = "--demo" in argv
+    if demo:
+        config = replace(config, **DEMO, val_size=DEMO_VAL if config.val_size else 0)
+    default = Options(demo=demo, config=config)
+    options = tyro.cli(
+        Options, default=default, args=argv, description=description or "", config=(tyro.conf.OmitArgPrefixes,)
+    )
+    if options.config.seed != base.seed:
+        raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
+    return options
+
+
+def _like_published(options: Options, base: TrainConfig) -> bool:
+    """Whether the published figures belong beside these results: same data, same run."""
+    return not options.demo and options.config == base
+
+
+def _run(
+    name: str, options: Options, arms: dict[str, TrainConfig], published: Mapping[str, Mapping[str, Any]] | None
+) -> None:
+    data = _load(options)
+    suffix = ("-published" if options.protocol == "published" else "") + ("-demo" if options.demo else "")
+    out = options.out or Path("out") / (name + suffix)
+    config = options.config
+    print(first_line(options, data, arms), flush=True)
+    images = (config.train_size or data.train.num_examples) - config.val_size
+    start = time.perf_counter()
+    with Progress(len(arms) * len(options.seeds), images, config.num_epochs) as progress, _stop_on_signal() as stop:
+        hooks = Hooks(progress.on_run, progress.on_epoch, progress.on_progress, stop)
+        report = compare(
+            arms, options.seeds, data, out, name=name, protocol=options.protocol, published=published, hooks=hooks
+        ).report
+    print(f"\n{report.table}\n\n{report.verdict}\n")
+    print(f"figure   {report.figure}\nresults  {out}\ntook     {duration(time.perf_counter() - start)}")
+
+
+def _load(options: Options) -> Dataset:
+    if options.demo:
+        from jaxresnet.synthetic import make_synthetic
+
+        if options.data_dir is not None:
+            raise ConfigError("--demo runs on its own synthetic data: leave --data-dir out, or leave --demo out")
+        return make_synthetic(DEMO_TRAIN + DEMO_VAL, DEMO_TEST)
+    from jaxresnet.cifar10 import load_cifar10
+
+    return load_cifar10(options.data_dir)
+
+
+def first_line(options: Options, data: Dataset, arms: Mapping[str, TrainConfig]) -> str:
+    """Device, precision, data set, arms, seeds, and the time to expect."""
+    import jax
+
+    from jaxresnet.environment import device_name
+
+    devices = jax.local_devices()
+    config = options.config
+    count = f"{len(devices)} x " if len(devices) > 1 else ""
+    kind = f"{data.name}: synthetic data, not CIFAR-10" if data.synthetic else data.name
+    network = f"width {config.model.width}, " if config.model != ModelConfig(precision=config.model.precision) else ""
+    images = (config.train_size or data.train.num_examples) - config.val_size
+    seconds = expected_seconds(config, images) * len(arms) * len(options.seeds)
+    return (
+        f"{count}{device_name(devices[0])} | {config.model.precision} | {kind}, {images:,} training images | {network}"
+        f"{config.num_epochs} epochs, batch {config.batch_size} | {' vs '.join(arms)} | {options.protocol} protocol | "
+        f"seeds {', '.join(map(str, options.seeds))} | expect about {duration(seconds)} of training"
+    )
+
+
+def expected_seconds(config: TrainConfig, num_images: int) -> float:
+    """A rough guess for one run, from the speed of a matrix product measured now. Epoch lines give a better one."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 1024 if jax.local_devices()[0].platform == "cpu" else 8192
+    a = jnp.ones((size, size), config.model.precision)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(3):
+        product(a, a).block_until_ready()
+    macs_per_second = 3 * size**3 / (time.perf_counter() - start) * jax.local_device_count()
+    efficiency = 0.3  # of a training step against a matrix product; what CPUs and GPUs were seen to reach, roughly
+    return 3 * count_macs(config.model) * num_images * config.num_epochs / (efficiency * macs_per_second)
+
+
+@contextmanager
+def _stop_on_signal() -> Any:
+    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once."""
+    asked = threading.Event()
+
+    def ask(signum: int, frame: Any) -> None:
+        print("\nstopping after this step and saving; press again to end at once", file=sys.stderr, flush=True)
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])

@@ -1,0 +1,62 @@
+"""Where a result came from: versions, device, commit, command. Written into every results folder."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """JSON types. `commit` ends in "-dirty" where the checkout had changes, and is None outside a checkout."""
+    import jax
+
+    devices = jax.local_devices()
+    return {
+        "jaxresnet": _version("jaxresnet"),
+        **{name: _version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "python": platform.python_version(),
+        "platform": devices[0].platform,
+        "device": device_name(devices[0]),
+        "num_devices": len(devices),
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def device_name(device: Any) -> str:
+    """An accelerator's kind as JAX names it; for a CPU the processor's name and the number of cores in use."""
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    import os
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from."""
+    folder = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "--error-unmatch", Path(__file__).name):
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,74 @@
+"""The eleven published runs that this project reimplements, as configs, beside their published figures.
+
+Source: "Deep Learning Mini Project: ResNet-18 on CIFAR-10 with less than 5 million parameters", PyTorch notebooks,
+November 2022; one seed each. `published[name].config` does what those notebooks did, which is not what they meant:
+
+- Cosine and OneCycle were stepped once an epoch with lengths meant for steps. Cosine over 50,000 // batch_size
+  epochs hardly decays in 51; OneCycle over epochs x 50,000 epochs stays at its start, peak / 25.
+- Lookahead was scored on its fast weights, not on the slow ones that the paper recommends.
+- The best epoch was picked on the test set.
+
+`intended(config)` is the same run as it was meant.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from jaxresnet.config import OptimConfig, TrainConfig
+
+SOURCE = "ResNet-18 on CIFAR-10 with less than 5 million parameters, PyTorch notebooks, November 2022, one seed"
+
+
+class Published(NamedTuple):
+    """config: the run as published. best, last: its test accuracy in percent; best_epoch: 0-based, chosen on test."""
+
+    config: TrainConfig
+    best: float
+    best_epoch: int
+    last: float
+
+
+def _as_published(batch_size: int, num_epochs: int, **optim: Any) -> TrainConfig:
+    defaults = {"schedule": "cosine", "schedule_unit": "epoch", "schedule_length": 50_000 // batch_size}
+    return TrainConfig(
+        optim=OptimConfig(**{**defaults, **optim}),
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        val_size=0,
+        selection="test",
+        test_every_epoch=True,
+        eval_weights="fast",
+    )
+
+
+# PyTorch's OneCycleLR also sets Adam's b1, to 0.95 at its start, where the published runs stay.
+_ONE_CYCLE: dict[str, Any] = {
+    "schedule": "onecycle",
+    "schedule_length": 30 * 50_000,
+    "lookahead": False,
+    "b1": 0.95,
+}
+_SGD: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 5e-4}
+
+published: dict[str, Published] = {
+    "adam_128": Published(_as_published(128, 51), 91.10, 50, 91.10),
+    "adam_256": Published(_as_published(256, 51), 91.49, 44, 91.19),
+    "adam_512": Published(_as_published(512, 51), 91.26, 49, 91.00),
+    "adam_512_without_lookahead": Published(_as_published(512, 51, lookahead=False), 90.78, 50, 90.78),
+    "adam_256_lr_1": Published(_as_published(256, 51, learning_rate=1e-1), 90.10, 49, 89.37),
+    "adam_256_lr_3": Published(_as_published(256, 51, learning_rate=1e-3), 90.90, 49, 90.18),
+    "adam_256_lr_6": Published(_as_published(256, 51, learning_rate=1e-6), 47.44, 50, 47.44),
+    "adam_one_cycle": Published(_as_published(512, 31, **_ONE_CYCLE), 87.87, 28, 87.25),
+    "adam_one_cycle_128": Published(_as_published(128, 31, **_ONE_CYCLE), 90.54, 29, 89.46),
+    "sgd_128": Published(_as_published(128, 30, **_SGD), 88.13, 24, 88.04),
+    "adam": Published(_as_published(128, 31), 90.85, 29, 90.57),  # its notebook is not published
+}
+
+
+def intended(config: TrainConfig) -> TrainConfig:
+    """A published run as it was meant: the schedule moves every step over the run's own length, slow weights are
+    scored, 5,000 training images are held out to choose the epoch on, and the test set is scored once."""
+    optim = replace(config.optim, schedule_unit="step", schedule_length=None, b1=OptimConfig().b1)
+    return replace(
+        config, optim=optim, val_size=5000, selection="val", test_every_epoch=False, eval_weights="slow"
+    )
