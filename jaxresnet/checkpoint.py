@@ -32,21 +32,26 @@ class _KeepLastAndBest:
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`, named by optimiser step. Use as a context manager."""
+    """The checkpoints of one run in `directory`, named by optimiser step. Use as a context manager.
 
-    def __init__(self, directory: str | Path):
+    read_only: leaves the folder as it is. Else what a killed process left half-written there is removed, which would
+    take it from under a process that is writing now.
+    """
+
+    def __init__(self, directory: str | Path, read_only: bool = False):
         from orbax.checkpoint import v1 as ocp
 
         self.directory = Path(directory).resolve()
         self._keep = _KeepLastAndBest()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 # Every call of `save` saves: when to save is the train loop's decision.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=self._keep,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
             )
         except OSError as e:
             raise ResultsError(f"{self.directory}: cannot keep checkpoints there ({e}); choose another --out") from e
@@ -76,8 +81,11 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON part of the checkpoint at `step`, without its arrays."""
-        record = self._orbax.metadata(step).custom_metadata
-        if not isinstance(record, dict):
+        try:
+            record = self._orbax.metadata(step).custom_metadata
+        except (ValueError, OSError, KeyError):
+            record = None
+        if not isinstance(record, dict) or "config" not in record:
             raise ResultsError(f"{self.directory}/{step}: not a checkpoint of jaxresnet; move it away or change --out")
         return record
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxresnet.cifar10_cache import cache_folder, fingerprint, read_cache, write_cache
-from jaxresnet.cifar10_files import LOOKED_FOR, Source, Splits, find_source, in_official_order, num_images, read_source
+from jaxresnet.cifar10_files import Source, Splits, in_official_order, num_images
+from jaxresnet.cifar10_source import LOOKED_FOR, find_source, read_source
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import DataError
 

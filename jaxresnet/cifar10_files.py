@@ -1,12 +1,4 @@
-"""The forms in which CIFAR-10 lies on disk, and how each is recognised and read.
-
-| layout    | what it is                                                                                     |
-|-----------|------------------------------------------------------------------------------------------------|
-| `bin`     | `cifar-10-batches-bin/`: six files of records, each one label byte and 3072 pixel bytes         |
-| `py`      | `cifar-10-batches-py/`: six pickles with the same pixels and labels                             |
-| `archive` | `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`, read in memory, never unpacked to disk    |
-| `tfds`    | `cifar10/3.0.2/` as TensorFlow Datasets prepares it, in the file format array_record            |
-| `npz`     | one NumPy file: train_images, train_labels, test_images, test_labels (or Keras' x_train, ...)   |
+"""CIFAR-10 from files: the six batches of the official archives (`bin` and `py`), and one NumPy `.npz`.
 
 A reader returns {"train": Split, "test": Split}, images (N, 32, 32, 3) uint8 and labels (N,) int32, or raises
 DataError.
@@ -33,18 +25,16 @@ LABEL_CRC32 = (0x8EE293B3, 0x1BE266ED, 0x6CAE721A, 0x12C0B39C, 0xA424037D, 0xBAD
 
 BATCH_FOLDERS = {"bin": "cifar-10-batches-bin", "py": "cifar-10-batches-py"}
 BATCH_SUFFIX = {"bin": ".bin", "py": ""}
-ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 NPZ_KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),  # as Keras calls them
 )
-LOOKED_FOR = ", ".join([*(f"{name}/" for name in BATCH_FOLDERS.values()), *ARCHIVE_NAMES, "cifar10/3.0.2/", "*.npz"])
 
 Splits = dict[str, Split]
 
 
 class Source(NamedTuple):
-    """A recognised copy of CIFAR-10: its layout (see above), the folder or file, and every file that is read."""
+    """A recognised copy of CIFAR-10: its layout (see `cifar10_source`), the folder or file, and all files to read."""
 
     layout: str
     path: Path
@@ -53,47 +43,6 @@ class Source(NamedTuple):
 
 def num_images(split: str) -> int:
     return IMAGES_PER_BATCH * (5 if split == "train" else 1)
-
-
-def find_source(where: Path) -> Source | None:
-    """The copy of CIFAR-10 in the folder (or the file) `where`, by names alone; None when nothing is recognised.
-
-    When there are several, the one that is quickest to read.
-    """
-    from jaxresnet.cifar10_tfds import find_prepared
-
-    if where.is_file():
-        layout = "npz" if where.suffix == ".npz" else "archive" if where.name.endswith((".tar.gz", ".tgz")) else None
-        return Source(layout, where, (where,)) if layout else None
-    for layout, folder_name in BATCH_FOLDERS.items():
-        for folder in (where, where / folder_name):
-            files = tuple(folder / f"{batch}{BATCH_SUFFIX[layout]}" for batch in BATCHES)
-            if any(file.exists() for file in files):
-                return Source(layout, folder, files)
-    for name in ARCHIVE_NAMES:
-        if (where / name).is_file():
-            return Source("archive", where / name, (where / name,))
-    if (prepared := find_prepared(where)) is not None:
-        return Source("tfds", prepared, tuple(sorted(file for file in prepared.iterdir() if file.is_file())))
-    found = sorted(where.glob("*.npz"))
-    if len(found) > 1:
-        raise DataError(f"{where}: holds several .npz files ({', '.join(f.name for f in found)}). Give the path of one")
-    return Source("npz", found[0], (found[0],)) if found else None
-
-
-def read_source(source: Source) -> Splits:
-    """Read the whole source into memory. Raises DataError, naming the file, when it is damaged or not CIFAR-10."""
-    from jaxresnet.cifar10_archive import read_archive
-    from jaxresnet.cifar10_tfds import read_prepared
-
-    match source.layout:
-        case "archive":
-            return read_archive(source.path)
-        case "tfds":
-            return read_prepared(source.path)
-        case "npz":
-            return read_npz(source.path)
-    return read_batch_files(source)
 
 
 def read_batch_files(source: Source) -> Splits:

@@ -21,7 +21,7 @@ from jaxresnet.results import (
     write_json,
     write_rows,
 )
-from jaxresnet.train import Result, Row, fingerprint, fit
+from jaxresnet.train import Result, Row, check_run, fingerprint, fit
 
 
 class Comparison(NamedTuple):
@@ -69,6 +69,10 @@ def compare(
         raise ConfigError("arms: at least one is needed")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds={list(seeds)}: at least one is needed, and none twice")
+    for config in arms.values():
+        for seed in seeds:
+            replace(config, seed=seed)  # refuses a seed out of range
+        check_run(config, data, devices)
     out = Path(out)
     _claim(out, arms, seeds, data, name, protocol, published)
     for seed in seeds:

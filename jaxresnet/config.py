@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from jaxresnet.errors import ConfigError
 
+_BELOW_ONE = math.nextafter(1, 0)
+
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
@@ -20,14 +22,16 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 
 def _check_choices(config: Any) -> None:
-    """Check every Literal field of a dataclass: a type checker sees them, a script at run time does not."""
+    """Check every Literal and bool field of a dataclass: a type checker sees them, a script at run time does not."""
     for f in dataclasses.fields(config):
-        choices = typing.get_args(f.type) if typing.get_origin(f.type) is Literal else ()
+        literal = typing.get_args(f.type) if typing.get_origin(f.type) is Literal else ()
+        choices = (False, True) if f.type is bool else literal
         if choices:
             value = getattr(config, f.name)
-            near = difflib.get_close_matches(str(value), choices, n=1)
+            near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            _require(value in choices, f.name, value, f"one of {', '.join(map(repr, choices))}{hint}")
+            ok = any(type(value) is type(c) and value == c for c in choices)  # 1 == True, but is not one of its kind
+            _require(ok, f.name, value, f"one of {', '.join(map(repr, choices))}{hint}")
 
 
 def _check_ints(config: Any, **lowest: int) -> None:
@@ -42,7 +46,7 @@ def _check_floats(config: Any, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        top = "" if high == math.inf else f" and at most {high:g}"
+        top = "" if high == math.inf else " and below 1" if high == _BELOW_ONE else f" and at most {high:g}"
         _require(is_number and low <= value <= high, name, value, f"a number of at least {low:g}{top}")
 
 
@@ -58,14 +62,12 @@ class ModelConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions and activations; parameters stay float32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stage_sizes", tuple(self.stage_sizes))
+        if isinstance(self.stage_sizes, list):
+            object.__setattr__(self, "stage_sizes", tuple(self.stage_sizes))
         sizes = self.stage_sizes
-        ok = 1 <= len(sizes) <= 6 and all(isinstance(n, int) and n >= 1 for n in sizes)
+        ok = isinstance(sizes, tuple) and 1 <= len(sizes) <= 6 and all(type(n) is int and n >= 1 for n in sizes)
         _require(ok, "stage_sizes", sizes, "1 to 6 whole numbers, each 1 or more")
-        _require(self.shortcut_kernel in (1, 2, 3), "shortcut_kernel", self.shortcut_kernel, "1, 2 or 3")
-        _require(
-            self.precision in ("float32", "bfloat16"), "precision", self.precision, "one of 'float32', 'bfloat16'"
-        )
+        _check_choices(self)
         _check_ints(self, width=1, pool_size=1, num_classes=2)
 
     def check_pool(self, image_size: int = 32) -> None:
@@ -74,8 +76,8 @@ class ModelConfig:
         for _ in self.stage_sizes[1:]:
             side = (side + 1) // 2  # every stage but the first halves the map, rounding up
         reason = (
-            f"{side}, the side of the last feature map of {len(self.stage_sizes)} stages on {image_size} x {image_size} "
-            "images: the linear layer takes one pixel"
+            f"{side}, the side of the last feature map of {len(self.stage_sizes)} stages on "
+            f"{image_size} x {image_size} images: the linear layer takes one pixel"
         )
         _require(self.pool_size == side, "pool_size", self.pool_size, reason)
 
@@ -93,7 +95,9 @@ class AugmentConfig:
         _check_choices(self)
         _check_ints(self, crop_padding=0, cutout_size=0)
         _require(self.crop_padding < 32, "crop_padding", self.crop_padding, "below 32, the image's size in pixels")
-        _require(self.cutout_size <= 64, "cutout_size", self.cutout_size, "at most 64, twice the image's size in pixels")
+        _require(
+            self.cutout_size <= 64, "cutout_size", self.cutout_size, "at most 64, twice the image's size in pixels"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_ints(self, sync_period=1)
-        inf, below_one = math.inf, math.nextafter(1, 0)
+        inf = math.inf
         _check_floats(self, learning_rate=(0, inf), eps=(0, inf), weight_decay=(0, inf), warmup_fraction=(0, 1))
-        _check_floats(self, b1=(0, below_one), b2=(0, below_one), momentum=(0, below_one), slow_step_size=(0, 1))
+        _check_floats(self, b1=(0, _BELOW_ONE), b2=(0, _BELOW_ONE), momentum=(0, _BELOW_ONE), slow_step_size=(0, 1))
         if self.schedule_length is not None:
             _check_ints(self, schedule_length=1)
 
@@ -150,9 +154,7 @@ class TrainConfig:
         _require(self.seed < 2**32, "seed", self.seed, "below 2**32")
         if self.train_size is not None:
             _check_ints(self, train_size=1)
-            _require(
-                self.val_size < self.train_size, "val_size", self.val_size, f"below train_size={self.train_size}"
-            )
+            _require(self.val_size < self.train_size, "val_size", self.val_size, f"below train_size={self.train_size}")
         if self.selection == "val":
             _require(self.val_size > 0, "val_size", self.val_size, "above 0 where selection='val' (or pick 'last')")
         if self.selection == "test":
@@ -195,7 +197,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         names = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise ConfigError(f"{where}: expected {names}, found {value!r}")
     return value

@@ -14,8 +14,9 @@ The forward pass and the gradient of the images stay XLA's own.
 Loops (`lax.scan`, `lax.while_loop`) are avoided: inside them XLA on CPU falls back to a naive convolution.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ Padding = tuple[Pair, Pair]
 # Without this XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory.
 CPU_COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
-_WINDOW_BYTES = 16 * 2**20  # windows are made for so many images at a time that they take about this much
+_WINDOW_BYTES = 8 * 2**20  # windows are made for so many images at a time that they take no more
 
 
 def conv2d(
@@ -54,6 +55,19 @@ def conv2d(
     images32 = images.astype(jnp.float32) + _empty_sum(kernel)
     kernel32 = kernel.astype(jnp.float32) + _empty_sum(images)
     return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
+
+
+def conv_cpu(
+    images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[Pair], **_: Any
+) -> jax.Array:
+    """`conv2d` for CPU with the arguments of `lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`.
+
+    `padding` may be "SAME" or "VALID". Dilation, groups and a precision are not supported: nnx.Conv's defaults only.
+    """
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return conv2d(images, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), backend="cpu")
 
 
 def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
@@ -88,7 +102,7 @@ def _weight_gradient(images: jax.Array, doutput: jax.Array, kernel_size: Pair, s
     n, ho, wo, o = doutput.shape
     c = images.shape[-1]
     kh, kw = kernel_size
-    chunks = max(1, min(n, round(n * ho * wo * kw * c * 4 / _WINDOW_BYTES)))
+    chunks = min(n, -(-4 * n * ho * wo * kw * c // _WINDOW_BYTES))  # divided upwards, as below
     size = -(-n // chunks)
     total = jnp.zeros((kh, o, kw * c), jnp.float32)
     for start in range(0, n, size):
@@ -108,9 +122,3 @@ def _windows(images: jax.Array, kernel_size: Pair, strides: Pair, padding: Paddi
     runs = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
     in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
     return [lax.gather(padded.reshape(-1), starts + i * w * c, runs, (kw * c,), mode=in_bounds) for i in range(kh)]
-
-
-def conv_cpu(images: jax.Array, kernel: jax.Array, strides, padding, **_):
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
-    return conv2d(images, kernel, tuple(strides), tuple(map(tuple, padding)), backend="cpu")

@@ -58,14 +58,14 @@ def _relative_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: in
 
 def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
     """Peak-1 curves over t in 0..length."""
-    warmup = max(warmup_fraction * length, 1e-9)
+    warmup = warmup_fraction * length
     rest = max(length - warmup, 1e-9)
 
     def cosine(start: float, end: float, fraction: Array) -> Array:
         return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
 
     def rise(t: Array) -> Array:
-        return jnp.clip(t / warmup, 0, 1)
+        return jnp.clip(t / warmup, 0, 1) if warmup else jnp.ones_like(t)
 
     if name == "constant":
         return jnp.ones_like
@@ -79,9 +79,9 @@ def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], 
         return lambda t: jnp.where(t < warmup, rise(t), jnp.clip((length - t) / rest, 0, 1))
     # OneCycle (Smith and Topin 2017) with PyTorch's cosine phases, which end at steps warmup - 1 and length - 1.
     start, end = 1 / ONECYCLE_DIV, 1 / ONECYCLE_DIV / ONECYCLE_FINAL_DIV
-    top, last = max(warmup_fraction * length - 1, 1e-9), length - 1
+    top, last = warmup - 1, length - 1
     return lambda t: jnp.where(
-        t <= top, cosine(start, 1.0, t / top), cosine(1.0, end, (t - top) / max(last - top, 1e-9))
+        t <= top, cosine(start, 1.0, t / max(top, 1e-9)), cosine(1.0, end, (t - top) / max(last - top, 1e-9))
     )
 
 

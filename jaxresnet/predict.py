@@ -29,7 +29,7 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
         raise DataError(f"images: expected uint8 of shape (N, 32, 32, 3), found {images.dtype} of {images.shape}")
     if not Path(checkpoint_dir).is_dir():
         raise ResultsError(f"{checkpoint_dir}: no such folder; give a run's checkpoint folder")
-    with Checkpoints(checkpoint_dir) as checkpoints:
+    with Checkpoints(checkpoint_dir, read_only=True) as checkpoints:
         last = checkpoints.last_step()
         if last is None:
             raise ResultsError(f"{checkpoint_dir}: holds no checkpoint; give a run's checkpoint folder")

@@ -104,7 +104,7 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         )
 
         sums = total(batch_sums(logits, targets))
-        norms = jnp.stack([optax.global_norm(tree) for tree in (grads, params, updates)])
+        norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all()
         bad_step = jnp.where((totals.bad_step < 0) & ~finite, state.step, totals.bad_step)
         totals = TrainTotals(add(totals.sums, sums), totals.norms + norms, totals.steps + 1, bad_step)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import TrainConfig, differing_fields, to_dict
 from jaxresnet.dataset import Dataset, Split, split_validation
-from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
+from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
 from jaxresnet.metrics import TrainTotals, averages
 from jaxresnet.optim import hypers_of, make_schedule
 from jaxresnet.parallel import Engine, make_engine, replicate
@@ -56,12 +56,13 @@ def fit(
     config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
     workdir: keeps the last and the best checkpoint; None keeps nothing on disk.
     devices: share every batch; default all local ones.
-    on_epoch(rows so far): called after each epoch, once it is safe on disk. on_progress(epoch, images done in it): after
-    every dispatch. should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
+    on_epoch(rows so far): called after each epoch, once it is safe on disk.
+    on_progress(epoch, images done in it): called after every dispatch.
+    should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
 
     On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
-    Raises ConfigError where config and data do not fit, NonFiniteError when the loss or a gradient stops being
-    finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run.
+    Raises DataError or ConfigError where data or config do not fit, NonFiniteError when the loss or a gradient stops
+    being finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run.
     """
     train, val = _splits(config, data)
     engine = make_engine(config, train.num_examples, devices)
@@ -89,15 +90,29 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
     return {"name": data.name, "synthetic": data.synthetic, **sizes, "crc32": crc}
 
 
+def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] | None = None) -> None:
+    """Raise what `fit` raises for a config and a data set that cannot work together, before anything is written."""
+    train, _ = _splits(config, data)
+    make_engine(config, train.num_examples, devices)
+
+
 def _splits(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
     """(train, validation) of a run."""
+    for name, (images, labels) in (("train", data.train), ("test", data.test)):
+        fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and len(images) > 0
+        if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"{name} split: expected images uint8 (N, 32, 32, 3) and labels int32 (N,), found "
+                f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+            )
+        low, high, classes = int(labels.min()), int(labels.max()), config.model.num_classes
+        if low < 0 or high >= classes:
+            raise ConfigError(f"num_classes={classes}: the data set's {name} labels go from {low} to {high}")
     train = data.train
     if config.train_size is not None:
         if config.train_size > train.num_examples:
             raise ConfigError(f"train_size={config.train_size}: the data set has {train.num_examples} training images")
         train = Split(train.images[: config.train_size], train.labels[: config.train_size])
-    if int(data.train.labels.max(initial=0)) >= config.model.num_classes:
-        raise ConfigError(f"num_classes={config.model.num_classes}: the data set's labels go up to {data.train.labels.max()}")
     return split_validation(train, config.val_size, config.seed)
 
 

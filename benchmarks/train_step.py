@@ -1,0 +1,168 @@
+"""Speed, compile time and memory of the training step, against a plain jitted Flax + Optax step on the same model.
+
+    python benchmarks/train_step.py results/train_step-cpu.json
+
+For batch 128 and 512 in float32 and bfloat16 it reports images/s, seconds an epoch of 50,000 images, compile seconds,
+peak memory, and the share of the device's peak, which is taken as the speed of a large matrix product measured in the
+same process. Ours and the plain step take turns in one process and the ratio is the median over pairs, so that a
+machine that slows down for a while slows both. Each case has a process of its own, for its memory to be its own.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import jaxresnet as jr
+from jaxresnet.environment import environment
+from jaxresnet.metrics import cross_entropy
+from jaxresnet.optim import hypers_of
+from jaxresnet.parallel import make_engine, replicate
+from jaxresnet.results import write_json
+
+IMAGES_PER_EPOCH = 50_000
+
+
+def our_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[], None], Any]:
+    """(run all steps of an epoch over `images` and wait, engine): augmentation, Adam, totals and all."""
+    engine = make_engine(config, len(labels))
+    placed = replicate((images, labels), engine.devices)
+    state, hypers = engine.init(0), hypers_of(config.optim)
+
+    def run() -> None:
+        nonlocal state
+        state, totals = engine.train_epoch(state, engine.zero_totals(), hypers, *placed, epoch=0)
+        jax.block_until_ready(totals)
+
+    return run, engine
+
+
+def plain_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """The textbook version: the same network and Adam, one `jax.jit`, normalised images, no augmentation."""
+    tx = optax.adam(config.optim.learning_rate)
+    graphdef, params, rest = nnx.split(jr.ResNet(config.model, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+
+    def step(params: Any, rest: Any, opt_state: Any, batch: jax.Array, targets: jax.Array) -> tuple[Any, Any, Any]:
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            model = nnx.merge(graphdef, params, rest)
+            logits = model(batch, True)
+            return cross_entropy(logits, targets).mean(), nnx.as_pure(nnx.split(model, nnx.Param, ...)[2])
+
+        grads, new_rest = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), new_rest, opt_state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
+    carry = (params, rest, tx.init(params))
+    batches = [
+        (jnp.asarray(images[i : i + config.batch_size], jnp.float32) / 128 - 1, jnp.asarray(labels[i : i + config.batch_size]))
+        for i in range(0, len(labels), config.batch_size)
+    ]  # fmt: skip
+
+    def run() -> None:
+        nonlocal carry
+        for batch in batches:
+            carry = jitted(*carry, *batch)
+        jax.block_until_ready(carry)
+
+    return run
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def matmul_flops(precision: str) -> float:
+    """Floating-point operations a second of a large square matrix product, best of seven."""
+    size = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    a = jnp.ones((size, size), precision)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    return 2 * size**3 / min(seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(7))
+
+
+def peak_memory() -> int:
+    """Bytes: the device's own count where it has one, else the process's largest resident size."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:
+    base = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last")
+    config = replace(base, model=jr.ModelConfig(precision=precision), optim=jr.OptimConfig(lookahead=False))  # type: ignore[arg-type]
+    steps = 2 if jax.devices()[0].platform == "cpu" else 40
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (steps * batch_size, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, steps * batch_size).astype(np.int32)
+
+    ours, engine = our_step(config, images, labels)
+    ours()
+    memory = peak_memory()  # before the rival allocates anything
+    plain = plain_step(config, images, labels)
+    plain()
+    times = [(seconds(ours), seconds(plain)) for _ in range(pairs)]
+    step = statistics.median(t for t, _ in times) / steps
+    flops = 3 * 2 * jr.count_macs(config.model) * batch_size / step
+    peak = matmul_flops(precision)
+    return {
+        "batch_size": batch_size,
+        "precision": precision,
+        "images_per_second": batch_size / step,
+        "seconds_per_epoch": IMAGES_PER_EPOCH / batch_size * step,
+        "step_seconds": sorted(t / steps for t, _ in times),
+        "plain_images_per_second": batch_size * steps / statistics.median(t for _, t in times),
+        "speed_against_plain": statistics.median(p / t for t, p in times),
+        "speed_against_plain_range": [min(p / t for t, p in times), max(p / t for t, p in times)],
+        "compile_seconds": engine.compile_seconds,
+        "peak_memory_bytes": memory,
+        "matmul_flops": peak,
+        "share_of_matmul": flops / peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", help="JSON file to write")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--pairs", type=int, default=5, help="timed pairs of ours and plain")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what the child processes run
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(measure(int(args.case[0]), args.case[1], args.pairs)))
+        return
+    rows = []
+    for precision in args.precisions:
+        for batch_size in args.batch_sizes:
+            command = [sys.executable, __file__, "--pairs", str(args.pairs), "--case", str(batch_size), precision]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(row := json.loads(result.stdout))
+            print(
+                f"batch {batch_size} {precision}: {row['images_per_second']:.1f} images/s, "
+                f"{row['seconds_per_epoch']:.0f} s an epoch, {row['speed_against_plain']:.2f} x plain, "
+                f"compile {row['compile_seconds']:.1f} s, {row['peak_memory_bytes'] / 2**30:.2f} GiB, "
+                f"{100 * row['share_of_matmul']:.0f} % of a matrix product",
+                flush=True,
+            )
+    if args.out:
+        write_json(args.out, {"environment": environment(), "pairs": args.pairs, "cases": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Eight virtual CPU devices for every test, and a data set small enough to train on in a test.
+
+Set JAX_PLATFORMS (say, to cuda) to run the tests on something else.
+"""
+
+import os
+
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when it is first imported, below
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import numpy as np
+import pytest
+
+from jaxresnet.dataset import Dataset, Split
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> Dataset:
+    """300 training and 100 test images of noise: enough to run on, nothing to learn."""
+    rng = np.random.default_rng(0)
+
+    def split(num_examples: int) -> Split:
+        images = rng.integers(0, 256, (num_examples, 32, 32, 3), np.uint8)
+        return Split(images, rng.integers(0, 10, num_examples, np.int32))
+
+    return Dataset(split(300), split(100), name="fake", synthetic=True)

@@ -1,0 +1,136 @@
+"""The CPU convolution against XLA's own, values and both gradients, in every shape that it claims to take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxresnet import conv
+from jaxresnet.conv import conv2d
+
+PAD1 = ((1, 1), (1, 1))
+
+
+def random_case(images_shape, kernel_shape, dtype=jnp.float32):
+    images_key, kernel_key = jax.random.split(jax.random.key(0))
+    return jax.random.normal(images_key, images_shape, dtype), jax.random.normal(kernel_key, kernel_shape, dtype)
+
+
+def value_and_gradients(backend, images, kernel, strides, padding):
+    """The output and the gradients for images and kernel of a loss whose output gradient differs everywhere."""
+
+    def loss(images, kernel):
+        output = conv2d(images, kernel, strides, padding, backend=backend)
+        weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        return jnp.sum(output.astype(jnp.float32) * weights), output
+
+    gradients, output = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(images, kernel)
+    return output, *gradients
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def assert_same_as_xla(images, kernel, strides, padding):
+    ours = value_and_gradients("cpu", images, kernel, strides, padding)
+    xlas = value_and_gradients("other", images, kernel, strides, padding)
+    for actual, expected in zip(ours, xlas, strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 12)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_same_numbers_as_xla(kernel, stride, size):
+    pad = kernel // 2
+    assert_same_as_xla(*random_case((3, *size, 5), (kernel, kernel, 5, 7)), (stride, stride), ((pad, pad), (pad, pad)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+)
+def test_same_numbers_as_xla_for_any_shape(batch, size, channels, kernel, strides, padding):
+    assert_same_as_xla(*random_case((batch, *size, channels[0]), (*kernel, *channels)), strides, padding)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 6])
+def test_batch_in_chunks(monkeypatch, batch):
+    """Two images a chunk, and a smaller last chunk for 5."""
+    monkeypatch.setattr(conv, "_WINDOW_BYTES", 2 * 8 * 8 * 3 * 4 * 4)
+    images, kernel = random_case((batch, 8, 8, 4), (3, 3, 4, 6))
+    jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("cpu", images, kernel, (1, 1), PAD1))())
+    assert jaxpr.count(" gather[") == 3 * ((batch + 1) // 2)
+    assert_same_as_xla(images, kernel, (1, 1), PAD1)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "other"])
+def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(backend):
+    case = random_case((4, 8, 8, 16), (3, 3, 16, 8), jnp.bfloat16)
+    actual = value_and_gradients(backend, *case, (2, 2), PAD1)
+    expected = value_and_gradients("other", *(a.astype(jnp.float32) for a in case), (2, 2), PAD1)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert_close(a, e, 2.0**-8)  # one rounding to bfloat16; sums in bfloat16 would be several times worse
+
+
+def test_same_numbers_for_many_positions():
+    """A weight gradient that sums over 36,864 output positions and several chunks keeps float32 accuracy."""
+    assert_same_as_xla(*random_case((36, 32, 32, 24), (3, 3, 24, 8)), (1, 1), PAD1)
+
+
+def test_the_gradient_has_no_loop():
+    """Inside a loop XLA on CPU convolves naively, so the gradient must not contain one."""
+    images, kernel = random_case((40, 32, 32, 16), (3, 3, 16, 4))
+    jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("cpu", images, kernel, (1, 1), PAD1))())
+    assert jaxpr.count(" gather[") == 3  # the weight gradient is ours, in one chunk
+    assert "while[" not in jaxpr and "scan[" not in jaxpr
+
+
+def test_other_backends_leave_everything_to_xla():
+    images, kernel = random_case((2, 8, 8, 4), (3, 3, 4, 4))
+    jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("other", images, kernel, (1, 1), PAD1))())
+    assert "custom_vjp" not in jaxpr and "gather" not in jaxpr
+
+
+def test_nnx_conv_takes_it():
+    images, _ = random_case((2, 9, 9, 3), (1,))
+    for padding in (PAD1, "SAME", "VALID"):
+        layers = [
+            nnx.Conv(3, 4, (3, 3), 2, padding=padding, conv_general_dilated=function, rngs=nnx.Rngs(0))
+            for function in (conv.conv_cpu, jax.lax.conv_general_dilated)
+        ]
+        ours, xlas = (jax.grad(lambda x, layer=layer: jnp.sum(layer(x) ** 2))(images) for layer in layers)
+        assert_close(ours, xlas)
+
+
+def test_replicated_kernel_under_shard_map_and_pmap():
+    images, kernel = random_case((2, 6, 6, 3), (3, 3, 3, 4))
+
+    def gradients(images, kernel):
+        return jax.grad(lambda *a: jnp.sum(conv2d(*a, padding=PAD1, backend="cpu") ** 2), argnums=(0, 1))(
+            images, kernel
+        )
+
+    expected = gradients(images, kernel)
+    data, replicated = PartitionSpec("data"), PartitionSpec()
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharded = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=(data, replicated), out_specs=(data, replicated)))(
+        images, kernel
+    )
+    mapped = jax.pmap(gradients, in_axes=(0, None), devices=jax.devices()[:1])(images[None], kernel)
+    for e, s, m in zip(expected, sharded, mapped, strict=True):
+        assert_close(s, e)
+        assert_close(m[0], e)

@@ -1,0 +1,179 @@
+"""One device and eight give the same run, programs compile once a shape, and what cannot be shared is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import PARTIAL, RUN, STEADY, STEADY_PARTIAL, assert_same_to_rounding, leaves, without_times
+
+import jaxresnet.steps
+from jaxresnet.config import ModelConfig
+from jaxresnet.errors import ConfigError
+from jaxresnet.optim import hypers_of
+from jaxresnet.parallel import Engine, Program, make_engine, replicate
+from jaxresnet.steps import AXIS
+from jaxresnet.train import fit
+
+CHEAP = replace(RUN, model=ModelConfig(stage_sizes=(1,), width=2, pool_size=32))  # half the time to compile
+
+
+def test_there_are_eight_devices():
+    assert len(jax.devices()) == 8
+
+
+# ------------------------------------------------------------------------------------------- the same run on several
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny_data):
+    return {config: fit(config, tiny_data, devices=jax.devices()[:1]) for config in (STEADY, STEADY_PARTIAL)}
+
+
+@pytest.mark.parametrize(
+    "config, num_devices",
+    [
+        pytest.param(STEADY, 8, id="8 devices, no partial batch"),
+        pytest.param(STEADY_PARTIAL, 8, id="8 devices, a partial batch that does not divide over them"),
+        pytest.param(STEADY_PARTIAL, 2, id="2 devices, a partial batch that divides over them"),
+    ],
+)
+def test_one_device_equals_several(config, num_devices, on_one_device, tiny_data):
+    """Weights, slow weights, both batch statistics, moments, and every figure of every epoch.
+
+    Evaluation too is in batches that do not divide: 44 or 40 validation images, 100 test images over 8 devices.
+    """
+    one = on_one_device[config]
+    several = fit(config, tiny_data, devices=jax.devices()[:num_devices])
+    paths = [path for path, _ in leaves(one.state)]
+    for part in ("params", "batch_stats", "slow_batch_stats", "slow_params", "mu", "nu"):
+        assert any(part in path for path in paths)
+    assert_same_to_rounding(several.state, one.state)
+    for a, b in zip(several.history, one.history, strict=True):
+        a, b = without_times(a), without_times(b)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert (a[name] is None) == (b[name] is None), name
+            if a[name] is not None:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+    assert several.summary["num_test"] == 100
+    np.testing.assert_allclose(several.summary["test_loss"], one.summary["test_loss"], rtol=1e-5)
+    assert several.summary["test_accuracy"] == one.summary["test_accuracy"]
+
+
+def test_the_state_is_whole_on_every_device():
+    engine = make_engine(RUN, 256, jax.devices())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(engine.init(0)):
+        assert leaf.is_fully_replicated and leaf.sharding.device_set == set(jax.devices()), path
+
+
+def test_replicate_copies_to_all_devices():
+    tree = replicate({"a": np.arange(3, dtype=np.uint8)}, tuple(jax.devices()[:3]))
+    assert [s.data.tolist() for s in tree["a"].addressable_shards] == [[0, 1, 2]] * 3
+    assert tree["a"].dtype == jnp.uint8
+
+
+# ------------------------------------------------------------------------------------------------------- programs
+
+
+def test_a_program_gives_each_device_its_rank_and_whole_arguments():
+    def total(x, rank):
+        return jax.lax.psum(x.sum() * 10**rank, AXIS)
+
+    program = Program(total, 1, tuple(jax.devices()[:3]))
+    assert program.compile_seconds == 0
+    assert int(program(jnp.array([1, 1]))) == 222
+    assert program.compile_seconds > 0
+
+
+def test_a_step_consumes_the_state_it_is_given(tiny_data):
+    """Donated: an epoch needs the memory of one state, not of two."""
+    engine = make_engine(STEADY, 256, jax.devices()[:1])
+    images, labels = (a[:256] for a in tiny_data.train)
+    before, totals = engine.init(0), engine.zero_totals()
+    after, _ = engine.train_epoch(before, totals, hypers_of(STEADY.optim), images, labels, 0)
+    deleted = {path: leaf.is_deleted() for path, leaf in leaves_of(before.params)}
+    assert deleted and all(deleted.values()), deleted
+    assert not any(leaf.is_deleted() for _, leaf in leaves_of(after))
+
+
+def leaves_of(tree):
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+# -------------------------------------------------------------------------------------------------- compiling once
+
+
+def test_the_train_step_is_traced_once_a_shape(tiny_data, monkeypatch):
+    """Over epochs, seeds and optimiser numbers: once for the full batch and once for the smaller last one."""
+    traced = []
+    original = jaxresnet.steps.augment_batch
+
+    def counting(images, plan, augment):
+        traced.append(images.shape[0])
+        return original(images, plan, augment)
+
+    monkeypatch.setattr(jaxresnet.steps, "augment_batch", counting)
+    config = replace(CHEAP, val_size=0, train_size=136, selection="last")  # two batches of 64 and one of 8
+    other = replace(config, seed=7, optim=replace(config.optim, learning_rate=0.1, b1=0.5, b2=0.9, weight_decay=0.1))
+    other = replace(other, optim=replace(other.optim, slow_step_size=0.8, eps=1e-3))
+    first, second = (fit(c, tiny_data, devices=jax.devices()[:2]) for c in (config, other))
+    assert sorted(traced) == [4, 32], "the images of one of two devices"
+    assert first.history[-1]["step"] == second.history[-1]["step"] == 9
+    assert first.history[0]["train_loss"] != second.history[0]["train_loss"]
+
+
+def test_other_seeds_and_numbers_compile_nothing(tiny_data, tmp_path):
+    one = jax.devices()[:1]
+    fit(PARTIAL, tiny_data, tmp_path / "first", devices=one)
+    optim = replace(PARTIAL.optim, learning_rate=0.1, b1=0.5, weight_decay=0.1, slow_step_size=0.8)
+    compiled = []
+
+    def listener(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        jax.jit(lambda x: x + 1.2345)(0.0)
+        assert len(compiled) == 1, "the listener hears of compilations"
+        compiled.clear()
+        fit(replace(PARTIAL, seed=7, optim=optim), tiny_data, tmp_path / "second", devices=one)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert compiled == []
+
+
+def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
+    one = jax.devices()[:1]
+    engine = make_engine(RUN, 256, one)
+    numbers = {"learning_rate": 0.5, "b1": 0.1, "b2": 0.1, "eps": 0.1, "weight_decay": 0.1, "slow_step_size": 0.1}
+    for same in (
+        replace(RUN, seed=3, selection="test", test_every_epoch=True),
+        replace(RUN, optim=replace(RUN.optim, **numbers)),
+    ):
+        assert make_engine(same, 256, one) is engine
+    for different in (
+        replace(RUN, optim=replace(RUN.optim, lookahead=False)),
+        replace(RUN, optim=replace(RUN.optim, sync_period=6)),
+        replace(RUN, batch_size=32),
+        replace(RUN, num_epochs=4),  # the schedule's length
+        replace(RUN, augment=replace(RUN.augment, flip=False)),
+    ):
+        assert make_engine(different, 256, one) is not engine
+    assert make_engine(RUN, 255, one) is not engine
+    assert make_engine(RUN, 256, jax.devices()[:2]) is not engine
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tiny_data):
+    with pytest.raises(ConfigError, match="batch_size=60: must be a multiple of the 8 devices"):
+        fit(replace(RUN, batch_size=60), tiny_data)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ConfigError, match="batch_size=264: must be at most the 256 training images"):
+        Engine(replace(RUN, batch_size=264), 256, tuple(jax.devices()))

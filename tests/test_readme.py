@@ -1,0 +1,111 @@
+"""Every command and snippet of the README runs. Data and network are shrunk; the words are the README's own."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxresnet as jr
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TINY = "--stage-sizes 1 1 --width 4 --pool-size 16 --batch-size 64 --num-epochs 1 --eval-batch-size 128"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [" ".join(shlex.split(line, comments=True, posix=False)) for line in lines]
+
+
+@pytest.fixture
+def small_data(monkeypatch, tmp_path):
+    """CIFAR-10 is 320 synthetic images here, results go to a temporary folder, and one device is enough."""
+    device = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    data = jr.make_synthetic(320, 128)
+    monkeypatch.setattr("jaxresnet.cifar10.load_cifar10", lambda *args: data)
+    monkeypatch.setattr(jr, "load_cifar10", lambda *args: data)
+    monkeypatch.chdir(tmp_path)
+    return data
+
+
+def run(command: str, extra: str, monkeypatch) -> None:
+    """What `python` in a shell does with this command, in this process."""
+    _, *args = shlex.split(command) + shlex.split(extra)
+    try:
+        if args[0] == "-m":
+            monkeypatch.setattr(sys, "argv", args[1:])
+            runpy.run_module(args[1], run_name="__main__", alter_sys=True)
+        else:
+            monkeypatch.setattr(sys, "argv", args)
+            runpy.run_path(str(ROOT / args[0]), run_name="__main__")
+    except SystemExit as e:
+        assert e.code in (0, None), f"{command}: exit status {e.code}"
+
+
+def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
+    ran = 0
+    for command in (c for c in commands() if c.startswith("python ")):
+        script = command.split()[1]
+        if script == "-m" or "--help" in command:
+            extra = ""
+        else:
+            extra = TINY + ("" if "published" in command else " --val-size 64")
+            if "--seeds" not in command:
+                extra += " --seeds 0"
+        run(command, extra, monkeypatch)
+        ran += 1
+    assert ran >= 6
+    printed = capsys.readouterr().out
+    assert f"{jr.count_params(jr.ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)):,} parameters" in printed
+    assert "best epoch on the test set (as published)" in printed
+    for folder in ("adam_lookahead", "adam_lookahead-published", "k10"):
+        assert (tmp_path / "out" / folder / "figure.png").stat().st_size > 10_000
+    assert "Lookahead minus Adam" in printed or "better than" in printed
+
+
+def test_the_library_snippet(small_data, capsys):
+    (snippet,) = blocks("python")
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
+    small = "num_epochs=1, batch_size=64, val_size=64, model=jr.ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)"
+    shrunk = snippet.replace("num_epochs=10, batch_size=512", small).replace("[0, 1, 2]", "[0]")
+    assert shrunk.count(small) == 1 and "seeds=[0]" in shrunk
+    exec(compile(shrunk, "README.md", "exec"), {})
+    assert "Lookahead, k=10" in capsys.readouterr().out
+
+
+def test_predict_as_the_readme_says(small_data, monkeypatch):
+    (call,) = re.findall(r"`(jr\.predict\(.*?\))`", README)
+    run("python experiments/adam_lookahead.py", f"{TINY} --val-size 64 --seeds 0", monkeypatch)
+    probabilities = eval(call, {"jr": jr, "images": small_data.test.images})
+    assert probabilities.shape == (128, 10)
+
+
+def test_every_other_command_is_run_by_the_continuous_integration():
+    ci = (ROOT / ".ci" / "run").read_text()
+    extras = (ROOT / "pyproject.toml").read_text()
+    others = [c for c in commands() if not c.startswith("python ")]
+    assert len(others) >= 5
+    for command in others:
+        if command == "source .venv/bin/activate" or command == "python3 -m venv .venv":
+            continue
+        extra = re.fullmatch(r"\.venv/bin/pip install -e '?\.(\[\w+\])?'?", command)
+        if extra:  # tried once by hand where the hardware is; here only that the extra is there
+            assert not extra[1] or f"\n{extra[1].strip('[]')} = " in extras
+            continue
+        assert command in ci, f"not run by .ci/run: {command}"
+
+
+def test_files_that_the_readme_names_are_there():
+    for name in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`(\w+\.py)`", README):
+        assert (ROOT / "jaxresnet" / name).exists(), name

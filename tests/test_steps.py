@@ -1,0 +1,143 @@
+"""One step against the same computed plainly, sums that count every image, and the scan against single steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import STEADY_PARTIAL, assert_same_to_rounding, numpy_scores
+
+from jaxresnet.augment import augment_batch, epoch_plan
+from jaxresnet.metrics import averages
+from jaxresnet.model import build_model
+from jaxresnet.optim import hypers_of, make_optimizer
+from jaxresnet.parallel import Engine, make_engine
+from jaxresnet.state import TrainState, create_train_state, eval_variables, sync_batch_stats
+from jaxresnet.steps import batch_starts, steps_per_epoch
+
+NUM_TRAIN = 260  # of `STEADY_PARTIAL`: four batches of 64 and one of 4
+
+
+@pytest.mark.parametrize(
+    "num_examples, batch_size, full, last",
+    [(256, 64, 4, 0), (260, 64, 4, 4), (64, 64, 1, 0), (1, 1, 1, 0), (50_000, 512, 97, 336)],
+)
+def test_every_example_is_in_one_batch(num_examples, batch_size, full, last):
+    assert batch_starts(num_examples, batch_size) == (full, last)
+    assert steps_per_epoch(num_examples, batch_size) == full + (last > 0)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def train(tiny_data):
+    return tuple(a[:NUM_TRAIN] for a in tiny_data.train)
+
+
+def run_epochs(engine, config, train, num_epochs=1, after_step=None):
+    """(state, totals of the last epoch), from the config's seed."""
+    state = engine.init(config.seed)
+    for epoch in range(num_epochs):
+        state, totals = engine.train_epoch(
+            state, engine.zero_totals(), hypers_of(config.optim), *train, epoch, after_step=after_step
+        )
+    return state, totals
+
+
+def test_an_epoch_equals_plain_jax(one_device, train):
+    """The engine's epoch, with its partial batch and a Lookahead synchronisation, against a loop anyone would write."""
+    config = STEADY_PARTIAL
+    state, totals = run_epochs(make_engine(config, NUM_TRAIN, one_device), config, train)
+
+    model = build_model(config.model)
+    tx = make_optimizer(config.optim, steps_per_epoch(NUM_TRAIN, config.batch_size), config.num_epochs)
+
+    @jax.jit
+    def step(state, images, labels):
+        def loss_fn(params):
+            logits, variables = model.apply({"params": params, "batch_stats": state.batch_stats}, images, True)
+            log_probabilities = jax.nn.log_softmax(logits)
+            return -log_probabilities[jnp.arange(len(labels)), labels].mean(), (variables["batch_stats"], logits)
+
+        (loss, (batch_stats, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        slow = sync_batch_stats(state.slow_batch_stats, batch_stats, opt_state, config.optim.sync_period, 0.5)
+        params = optax.apply_updates(state.params, updates)
+        norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])
+        state = TrainState(state.step + 1, params, batch_stats, slow, opt_state, state.key)
+        return state, loss, (logits.argmax(1) == labels).sum(), norms
+
+    expected = jax.jit(lambda: create_train_state(model, tx, config.seed))()
+    plan = epoch_plan(jax.random.wrap_key_data(expected.key), 0, NUM_TRAIN, config.augment)
+    images, labels = train
+    loss_sum, correct_sum, norms_sum = 0.0, 0, np.zeros(3)
+    for start in range(0, NUM_TRAIN, config.batch_size):
+        rows = jax.tree.map(lambda column, start=start: column[start : start + config.batch_size], plan)
+        batch = augment_batch(images[np.asarray(rows.order)], rows, config.augment)
+        expected, loss, correct, norms = step(expected, batch, labels[rows.order])
+        loss_sum += float(loss) * len(batch)
+        correct_sum += int(correct)
+        norms_sum += norms
+
+    assert_same_to_rounding(state, expected)
+    assert int(totals.sums.count) == NUM_TRAIN
+    assert int(totals.sums.correct) == correct_sum
+    np.testing.assert_allclose(totals.sums.loss, loss_sum, rtol=1e-5)
+    np.testing.assert_allclose(totals.norms, norms_sum, rtol=1e-4)
+    assert int(totals.steps) == 5 and int(totals.bad_step) == -1
+
+
+@pytest.fixture(scope="module")
+def scanning(one_device):
+    """The engine as it is on an accelerator: an epoch a dispatch."""
+    engine = Engine(STEADY_PARTIAL, NUM_TRAIN, tuple(one_device))
+    engine.whole_epochs = True
+    return engine
+
+
+def test_a_scanned_epoch_equals_single_steps(one_device, scanning, train):
+    calls = []
+    by_step = run_epochs(
+        make_engine(STEADY_PARTIAL, NUM_TRAIN, one_device),
+        STEADY_PARTIAL,
+        train,
+        num_epochs=2,
+        after_step=lambda images_done, state, totals: calls.append(images_done),
+    )
+    scanned = run_epochs(scanning, STEADY_PARTIAL, train, num_epochs=2)
+    assert calls == [64, 128, 192, 256, 260] * 2
+    assert int(scanned[0].step) == 10
+    assert_same_to_rounding(scanned, by_step)
+
+
+def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, train, tiny_data):
+    """250 images in batches of 100, 100 and 50, on fast and on slow weights."""
+    config = STEADY_PARTIAL
+    by_batch = make_engine(config, NUM_TRAIN, one_device)
+    state, _ = run_epochs(by_batch, config, train, num_epochs=2)
+    images, labels = train[0][:250], train[1][:250]
+    scores = {}
+    for weights in ("fast", "slow"):
+        loss, accuracy = numpy_scores(config, state, type(tiny_data.train)(images, labels), weights)
+        for engine in (by_batch, scanning):
+            sums = engine.evaluate(eval_variables(state, weights), images, labels)
+            assert int(sums.count) == 250
+            np.testing.assert_allclose(averages(sums), (loss, accuracy), rtol=1e-5)
+        scores[weights] = loss
+    assert abs(scores["fast"] - scores["slow"]) > 1e-4, "the two kinds of weights are different networks"
+
+
+def test_bad_step_is_the_first_that_is_not_finite(one_device, train):
+    """A label out of range makes the loss NaN in the step that visits it, and from there on."""
+    config = STEADY_PARTIAL
+    engine = make_engine(config, NUM_TRAIN, one_device)
+    images, labels = train
+    plan = epoch_plan(jax.random.wrap_key_data(engine.init(0).key), 0, NUM_TRAIN, config.augment)
+    labels = labels.copy()
+    labels[int(plan.order[150])] = 10  # the 151st image visited: in the third batch of 64
+    _, totals = run_epochs(engine, config, (images, labels))
+    assert int(totals.bad_step) == 2
+    assert not np.isfinite(float(totals.sums.loss))

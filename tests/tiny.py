@@ -1,0 +1,91 @@
+"""The smallest runs that still have everything, and how their results are compared.
+
+Compiling is what these tests cost, and engines are shared by all runs of a process that differ only in seed and in the
+optimiser's numbers: so most tests take `RUN` or `PARTIAL` on one or on eight devices, and change numbers only.
+"""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.dataset import split_validation
+from jaxresnet.model import build_model
+from jaxresnet.state import TrainState, eval_variables
+
+MODEL = ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)
+
+# Of `tiny_data`'s 300 training images: 256 to train on, 4 steps an epoch. Synchronises at steps 5 and 10 of 12.
+RUN = TrainConfig(model=MODEL, num_epochs=3, batch_size=64, eval_batch_size=100, val_size=44)
+# 260 to train on, 5 steps an epoch, the last of 4 images: they divide over 2 devices and not over 8.
+PARTIAL = replace(RUN, val_size=40)
+
+
+def steady(config):
+    """`config` with an optimiser that does not blow rounding up, for runs that are to agree to rounding.
+
+    Adam with a small eps moves a weight with a gradient of 1e-6 as far as any other, and the rounding of a gradient
+    is of that order. The same engine serves it: eps is a number.
+    """
+    return replace(config, optim=replace(config.optim, eps=1e-2))
+
+
+STEADY, STEADY_PARTIAL = steady(RUN), steady(PARTIAL)
+
+TIMES = ("seconds", "images_per_second", "compile_seconds")
+
+
+def without_times(row):
+    return {k: v for k, v in row.items() if k not in TIMES}
+
+
+def leaves(tree):
+    """[(path, NumPy copy), ...]: copies, as the arrays of a state are given away to the next step."""
+    return [(jax.tree_util.keystr(path), np.array(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def assert_same_bits(a, b):
+    a, b = leaves(a), leaves(b)
+    assert [path for path, _ in a] == [path for path, _ in b] and a
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape, path
+        assert x.tobytes() == y.tobytes(), f"{path}: {np.sum(x != y)} of {x.size} numbers differ"
+
+
+def assert_same_to_rounding(a, b, rtol=1e-5, atol=2e-6):
+    a, b = leaves(a), leaves(b)
+    assert [path for path, _ in a] == [path for path, _ in b] and a
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape, path
+        np.testing.assert_allclose(x, y, rtol, atol, err_msg=path)
+
+
+def assert_same_run(a, b):
+    """Results of two `fit`s agree bit for bit, timing aside."""
+    assert list(map(without_times, a.history)) == list(map(without_times, b.history))
+    assert without_times(a.summary) == without_times(b.summary)
+    assert_same_bits(a.state, b.state)
+
+
+def stop_after(calls):
+    """A should_stop that says True at its so-manieth call and after it."""
+    remaining = iter(range(calls - 1))
+    return lambda: next(remaining, None) is None
+
+
+def numpy_scores(config, state: TrainState, split, weights):
+    """(loss in nats, accuracy in percent) over all of `split`, from the logits of one forward pass, in NumPy."""
+    mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
+    images = ((split.images / 255 - mean) / std).astype(np.float32)
+    variables = jax.tree.map(np.asarray, eval_variables(state, weights))
+    logits = np.asarray(build_model(config.model).apply(variables, images, False)[0], np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    loss = -log_probabilities[np.arange(len(split.labels)), split.labels].mean()
+    return loss, 100 * (logits.argmax(1) == split.labels).mean()
+
+
+def splits(config, data):
+    """(train, validation) as a run of `config` sees them."""
+    return split_validation(data.train, config.val_size, config.seed)
