@@ -39,12 +39,12 @@ IMAGES_PER_EPOCH = 50_000
 def our_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[], None], Any]:
     """(run all steps of an epoch over `images` and wait, engine): augmentation, Adam, totals and all."""
     engine = make_engine(config, len(labels))
-    placed = replicate((images, labels), engine.devices)
+    on_device, targets = replicate((images, labels), engine.devices)
     state, hypers = engine.init(0), hypers_of(config.optim)
 
     def run() -> None:
         nonlocal state
-        state, totals = engine.train_epoch(state, engine.zero_totals(), hypers, *placed, epoch=0)
+        state, totals = engine.train_epoch(state, engine.zero_totals(), hypers, on_device, targets, 0)
         jax.block_until_ready(totals)
 
     return run, engine
@@ -53,14 +53,15 @@ def our_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -> 
 def plain_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
     """The textbook version: the same network and Adam, one `jax.jit`, normalised images, no augmentation."""
     tx = optax.adam(config.optim.learning_rate)
-    graphdef, params, rest = nnx.split(jr.ResNet(config.model, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+    network = jr.ResNet(config.model, rngs=nnx.Rngs(0))
+    graphdef = nnx.graphdef(network)
+    params, rest = map(nnx.as_pure, nnx.state(network, nnx.Param, ...))
 
     def step(params: Any, rest: Any, opt_state: Any, batch: jax.Array, targets: jax.Array) -> tuple[Any, Any, Any]:
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = nnx.merge(graphdef, params, rest)
             logits = model(batch, True)
-            return cross_entropy(logits, targets).mean(), nnx.as_pure(nnx.split(model, nnx.Param, ...)[2])
+            return cross_entropy(logits, targets).mean(), nnx.as_pure(nnx.state(model, nnx.Param, ...)[1])
 
         grads, new_rest = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state)
@@ -68,10 +69,9 @@ def plain_step(config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray) -
 
     jitted = jax.jit(step, donate_argnums=(0, 1, 2))
     carry = (params, rest, tx.init(params))
-    batches = [
-        (jnp.asarray(images[i : i + config.batch_size], jnp.float32) / 128 - 1, jnp.asarray(labels[i : i + config.batch_size]))
-        for i in range(0, len(labels), config.batch_size)
-    ]  # fmt: skip
+    normalised = jnp.asarray(images, jnp.float32) / 128 - 1
+    size = config.batch_size
+    batches = [(normalised[i : i + size], jnp.asarray(labels[i : i + size])) for i in range(0, len(labels), size)]
 
     def run() -> None:
         nonlocal carry

@@ -1,8 +1,8 @@
 """Adam with and without Lookahead on CIFAR-10, batch 512, as in the published project.
 
-    python experiments/adam_lookahead.py --demo                  minutes on a CPU, synthetic data
-    python experiments/adam_lookahead.py                         the real thing, as it was meant
-    python experiments/adam_lookahead.py --protocol published    exactly what was published
+python experiments/adam_lookahead.py --demo                  minutes on a CPU, synthetic data
+python experiments/adam_lookahead.py                         the real thing, as it was meant
+python experiments/adam_lookahead.py --protocol published    exactly what was published
 """
 
 from dataclasses import replace

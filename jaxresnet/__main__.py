@@ -1,6 +1,5 @@
 """`python -m jaxresnet summary` and `python -m jaxresnet report FOLDER`."""
 
-import sys
 from pathlib import Path
 
 from jaxresnet.cli import fail
@@ -35,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

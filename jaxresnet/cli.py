@@ -1,4 +1,4 @@
-"""The command line that all experiment scripts share: flags to configs, one first line, the comparison, one last page."""
+"""The command line that all experiment scripts share: flags to configs, a first line, the comparison, a last page."""
 
 import shlex
 import signal
@@ -59,8 +59,9 @@ def run_experiment(
         options = parse(description, base, sys.argv[1:])
         arms = dict(make_arms(options.config))
         _run(name, options, arms, published if _like_published(options, base) else None)
-    except Interrupted as e:
-        print(f"\nStopped, {e}. The same command continues:\n  {_command()}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as e:
+        where = f", {e}" if isinstance(e, Interrupted) else ""
+        print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except UserError as e:
         fail(e)
@@ -114,7 +115,8 @@ def _run(
     print(first_line(options, data, arms), flush=True)
     images = (config.train_size or data.train.num_examples) - config.val_size
     start = time.perf_counter()
-    with Progress(len(arms) * len(options.seeds), images, config.num_epochs) as progress, _stop_on_signal() as stop:
+    runs = [(arm, seed) for seed in options.seeds for arm in arms]
+    with _stop_on_signal() as stop, Progress(runs, images, config.num_epochs) as progress:
         hooks = Hooks(progress.on_run, progress.on_epoch, progress.on_progress, stop)
         report = compare(
             arms, options.seeds, data, out, name=name, protocol=options.protocol, published=published, hooks=hooks
@@ -175,11 +177,15 @@ def expected_seconds(config: TrainConfig, num_images: int) -> float:
 
 @contextmanager
 def _stop_on_signal() -> Any:
-    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once."""
-    asked = threading.Event()
+    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once.
+
+    To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits
+    for a lock, which the code that it interrupted may hold, could wait for ever.
+    """
+    asked, stream = threading.Event(), sys.stderr
 
     def ask(signum: int, frame: Any) -> None:
-        print("\nstopping after this step and saving; press again to end at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step and saving; press again to end at once", file=stream, flush=True)
         asked.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -192,4 +198,4 @@ def _stop_on_signal() -> Any:
 
 
 def _command() -> str:
-    return shlex.join(["python", *sys.argv])
+    return shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called: .venv/bin/python, for one

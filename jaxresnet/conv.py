@@ -58,12 +58,22 @@ def conv2d(
 
 
 def conv_cpu(
-    images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: str | Sequence[Pair], **_: Any
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: str | Sequence[Pair],
+    *,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    feature_group_count: int = 1,
+    **_: Any,
 ) -> jax.Array:
     """`conv2d` for CPU with the arguments of `lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`.
 
-    `padding` may be "SAME" or "VALID". Dilation, groups and a precision are not supported: nnx.Conv's defaults only.
+    `padding` may be "SAME" or "VALID". Raises NotImplementedError for dilation and groups.
     """
+    if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
+        raise NotImplementedError("the CPU convolution has no dilation and no groups: use lax.conv_general_dilated")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
@@ -102,7 +112,7 @@ def _weight_gradient(images: jax.Array, doutput: jax.Array, kernel_size: Pair, s
     n, ho, wo, o = doutput.shape
     c = images.shape[-1]
     kh, kw = kernel_size
-    chunks = min(n, -(-4 * n * ho * wo * kw * c // _WINDOW_BYTES))  # divided upwards, as below
+    chunks = max(1, min(n, -(-4 * n * ho * wo * kw * c // _WINDOW_BYTES)))  # divided upwards, as below
     size = -(-n // chunks)
     total = jnp.zeros((kh, o, kw * c), jnp.float32)
     for start in range(0, n, size):

@@ -48,4 +48,5 @@ def split_validation(train: Split, val_size: int, seed: int) -> tuple[Split, Spl
         raise ConfigError(f"val_size={val_size}: must be at least 0 and below the {train.num_examples} training images")
     held_out = np.zeros(train.num_examples, bool)
     held_out[np.random.default_rng(seed).permutation(train.num_examples)[:val_size]] = True
-    return Split(train.images[~held_out], train.labels[~held_out]), Split(train.images[held_out], train.labels[held_out])
+    rest, validation = (Split(train.images[rows], train.labels[rows]) for rows in (~held_out, held_out))
+    return rest, validation

@@ -18,7 +18,7 @@ class Sums(NamedTuple):
 
     loss: Array
     correct: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs
 
 
 def batch_sums(logits: Array, labels: Array) -> Sums:

@@ -136,11 +136,11 @@ class ResNet(nnx.Module):
         self.config = config
         self.conv1 = conv(3, config.width, 3, 1, context)
         self.bn1 = BatchNorm(config.width, axis_name)
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         in_features = config.width
         for i, num_blocks in enumerate(config.stage_sizes):
             features = config.width * 2**i
-            blocks = nnx.List()
+            blocks: nnx.List = nnx.List()
             for j in range(num_blocks):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(BasicBlock(in_features, features, stride, config.shortcut_kernel, context))
@@ -194,10 +194,10 @@ def build_model(config: ModelConfig, axis_name: str | None = None, platform: str
         return ResNet(config, rngs=rngs, axis_name=axis_name, platform=platform)
 
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    graphdef, _, _ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    graphdef, *_ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def variables_of(module: ResNet) -> dict:
-        _, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
         return {"params": _plain(params), "batch_stats": _plain(batch_stats)}
 
     def init(key: Array) -> dict:

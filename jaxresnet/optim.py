@@ -113,7 +113,7 @@ class LookaheadState(NamedTuple):
     """count: int32 scalar, fast steps taken. slow_params: as params. slow_momentum: the momentum at the last
     synchronisation ("pullback" only, else empty). inner: the wrapped optimiser's state."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as every Optax state does
     slow_params: Any
     slow_momentum: Any
     inner: Any

@@ -69,6 +69,4 @@ def intended(config: TrainConfig) -> TrainConfig:
     """A published run as it was meant: the schedule moves every step over the run's own length, slow weights are
     scored, 5,000 training images are held out to choose the epoch on, and the test set is scored once."""
     optim = replace(config.optim, schedule_unit="step", schedule_length=None, b1=OptimConfig().b1)
-    return replace(
-        config, optim=optim, val_size=5000, selection="val", test_every_epoch=False, eval_weights="slow"
-    )
+    return replace(config, optim=optim, val_size=5000, selection="val", test_every_epoch=False, eval_weights="slow")

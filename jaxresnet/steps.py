@@ -111,7 +111,13 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         return TrainState(state.step + 1, params, batch_stats, slow_batch_stats, opt_state, state.key), totals
 
     def train_epoch(
-        state: TrainState, totals: TrainTotals, hypers: Hypers, images: Array, labels: Array, plan: EpochPlan, rank: Array
+        state: TrainState,
+        totals: TrainTotals,
+        hypers: Hypers,
+        images: Array,
+        labels: Array,
+        plan: EpochPlan,
+        rank: Array,
     ) -> tuple[TrainState, TrainTotals]:
         full, last = batch_starts(num_train, config.batch_size)
 

@@ -22,6 +22,7 @@ from jaxresnet.state import TrainState, eval_variables
 from jaxresnet.steps import steps_per_epoch
 
 Row = dict[str, Any]
+Placed = tuple[jax.Array, ...]  # images and labels of a split, on the devices
 
 
 class Result(NamedTuple):
@@ -116,8 +117,8 @@ def _splits(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
     return split_validation(train, config.val_size, config.seed)
 
 
-def _place(split: Split, engine: Engine) -> Split:
-    return Split(*(replicate(np.ascontiguousarray(a), engine.devices) for a in split))
+def _place(split: Split, engine: Engine) -> Placed:
+    return tuple(replicate(np.ascontiguousarray(a), engine.devices) for a in split)
 
 
 def _where(workdir: str | Path | None) -> str:
@@ -127,9 +128,9 @@ def _where(workdir: str | Path | None) -> str:
 class _Run:
     """The moving parts of one `fit`: where it stands, and how it takes one epoch."""
 
-    def __init__(self, config: TrainConfig, engine: Engine, data: dict[str, Split], checkpoints: Any, record: Any):
+    def __init__(self, config: TrainConfig, engine: Engine, data: dict[str, Placed], checkpoints: Any, record: Any):
         self.config, self.engine, self.data, self.checkpoints, self.record = config, engine, data, checkpoints, record
-        self.num_train = data["train"].images.shape[0]
+        self.num_train = data["train"][0].shape[0]
         self.steps = steps_per_epoch(self.num_train, config.batch_size)
         self.schedule = make_schedule(config.optim, self.steps, config.num_epochs)
         self.state = engine.init(config.seed)
@@ -169,9 +170,9 @@ class _Run:
             return stopped or int(totals.bad_step) >= 0
 
         start, compiling = time.perf_counter(), self.engine.compile_seconds
-        train = self.data["train"]
+        images, labels = self.data["train"]
         self.state, self.totals = self.engine.train_epoch(
-            self.state, self.totals, hypers_of(config.optim), *train, epoch, first_step, after_step
+            self.state, self.totals, hypers_of(config.optim), images, labels, epoch, first_step, after_step
         )
         bad_step = int(self.totals.bad_step)  # waits for the device: the epoch's one synchronisation
         seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)
@@ -210,7 +211,8 @@ class _Run:
         self._save()
 
     def _score(self, state: TrainState, name: str) -> tuple[float, float]:
-        return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), *self.data[name]))
+        images, labels = self.data[name]
+        return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), images, labels))
 
     def _save(self) -> None:
         if self.checkpoints is not None:
@@ -251,7 +253,7 @@ class _Run:
             "test_loss": test_loss,
             "num_train": self.num_train,
             "num_val": config.val_size,
-            "num_test": self.data["test"].images.shape[0],
+            "num_test": self.data["test"][0].shape[0],
             "seconds": round(sum(row["seconds"] for row in history), 3),
             "compile_seconds": round(self.engine.compile_seconds, 3),
         }

@@ -1,4 +1,4 @@
-"""Batch normalisation: normalises, moves in training as PyTorch's, and at inference is bit for bit the same function."""
+"""Batch normalisation: normalises, moves in training as PyTorch's, and at inference is one function bit for bit."""
 
 import jax
 import jax.numpy as jnp

@@ -116,6 +116,13 @@ def test_nnx_conv_takes_it():
         assert_close(ours, xlas)
 
 
+@pytest.mark.parametrize("option", [{"kernel_dilation": 2}, {"input_dilation": 2}, {"feature_group_count": 2}])
+def test_dilation_and_groups_are_refused(option):
+    layer = nnx.Conv(4, 4, (3, 3), conv_general_dilated=conv.conv_cpu, rngs=nnx.Rngs(0), **option)
+    with pytest.raises(NotImplementedError, match="no dilation and no groups"):
+        layer(jnp.zeros((1, 8, 8, 4)))
+
+
 def test_replicated_kernel_under_shard_map_and_pmap():
     images, kernel = random_case((2, 6, 6, 3), (3, 3, 3, 4))
 

@@ -109,3 +109,9 @@ def test_files_that_the_readme_names_are_there():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(\w+\.py)`", README):
         assert (ROOT / "jaxresnet" / name).exists(), name
+
+
+def test_every_number_of_the_tables_comes_from_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
+    assert tables["results_table"]() in README
+    assert tables["benchmark_table"]() in README

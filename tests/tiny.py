@@ -14,7 +14,7 @@ from jaxresnet.dataset import split_validation
 from jaxresnet.model import build_model
 from jaxresnet.state import TrainState, eval_variables
 
-MODEL = ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)
+MODEL = ModelConfig(stage_sizes=(1,), width=4, pool_size=32)
 
 # Of `tiny_data`'s 300 training images: 256 to train on, 4 steps an epoch. Synchronises at steps 5 and 10 of 12.
 RUN = TrainConfig(model=MODEL, num_epochs=3, batch_size=64, eval_batch_size=100, val_size=44)
@@ -26,9 +26,9 @@ def steady(config):
     """`config` with an optimiser that does not blow rounding up, for runs that are to agree to rounding.
 
     Adam with a small eps moves a weight with a gradient of 1e-6 as far as any other, and the rounding of a gradient
-    is of that order. The same engine serves it: eps is a number.
+    is near that. The same engine serves it: these are numbers.
     """
-    return replace(config, optim=replace(config.optim, eps=1e-2))
+    return replace(config, optim=replace(config.optim, eps=1e-2, learning_rate=2e-3))
 
 
 STEADY, STEADY_PARTIAL = steady(RUN), steady(PARTIAL)
@@ -53,12 +53,14 @@ def assert_same_bits(a, b):
         assert x.tobytes() == y.tobytes(), f"{path}: {np.sum(x != y)} of {x.size} numbers differ"
 
 
-def assert_same_to_rounding(a, b, rtol=1e-5, atol=2e-6):
+def assert_same_to_rounding(a, b, rtol=1e-4):
+    """Each array differs by at most `rtol` of its largest number: moments are small, and atol would hide them."""
     a, b = leaves(a), leaves(b)
     assert [path for path, _ in a] == [path for path, _ in b] and a
     for (path, x), (_, y) in zip(a, b, strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape, path
-        np.testing.assert_allclose(x, y, rtol, atol, err_msg=path)
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        assert np.abs(x - y).max() <= rtol * np.abs(y).max(), path
 
 
 def assert_same_run(a, b):

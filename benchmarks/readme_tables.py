@@ -1,0 +1,60 @@
+"""Print the README's tables from the files under results/, so that no figure in it is typed by hand.
+
+    python benchmarks/readme_tables.py
+
+A test holds the README against this.
+"""
+
+import json
+from pathlib import Path
+
+import jaxresnet as jr
+from jaxresnet.results import read_results
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FIRST_EPOCHS = "adam_lookahead-published-3-epochs-cpu"
+BENCHMARK = "train_step-cpu.json"
+
+# Published test accuracy (%) after epochs 1, 2 and 3, read off the published logs (source: jr.SOURCE).
+ARMS = {
+    "Adam + Lookahead": ("adam_512", (39.67, 51.39, 58.19)),
+    "Adam": ("adam_512_without_lookahead", (39.92, 51.38, 58.84)),
+}
+
+
+def results_table() -> str:
+    """Published figures beside ours, an empty cell where nothing has been measured."""
+    runs = read_results(RESULTS / FIRST_EPOCHS).runs
+    lines = [
+        "| | published, best of 51 epochs | published, epochs 1 / 2 / 3 | ours as published, epochs 1 / 2 / 3 | "
+        "ours as published, 51 epochs | ours as intended, 51 epochs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, (name, first) in ARMS.items():
+        (run,) = runs[arm].values()
+        ours = " / ".join(f"{row['test_accuracy']:.2f}" for row in run.rows[:3])
+        theirs = " / ".join(f"{value:.2f}" for value in first)
+        lines.append(f"| {arm} | {jr.published[name].best:.2f} | {theirs} | {ours} | | |")
+    return "\n".join(lines)
+
+
+def benchmark_table() -> str:
+    """What `benchmarks/train_step.py` measured."""
+    cases = json.loads((RESULTS / BENCHMARK).read_text())["cases"]
+    lines = [
+        "| batch | precision | images/s | an epoch | against a plain Flax + Optax step | compile | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        lines.append(
+            f"| {case['batch_size']} | {case['precision']} | {case['images_per_second']:.0f} "
+            f"| {case['seconds_per_epoch'] / 60:.0f} min | {case['speed_against_plain']:.2f} x "
+            f"| {case['compile_seconds']:.0f} s | {case['peak_memory_bytes'] / 2**30:.1f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(results_table())
+    print()
+    print(benchmark_table())
