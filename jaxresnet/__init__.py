@@ -12,7 +12,7 @@ from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
 from jaxresnet.cifar10 import load_cifar10
 from jaxresnet.cli import run_experiment
 from jaxresnet.compare import Comparison, compare
-from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
 from jaxresnet.model import Model, ResNet, build_model, count_params
@@ -56,6 +56,7 @@ __all__ = [
     "epoch_plan",
     "eval_variables",
     "fit",
+    "from_dict",
     "intended",
     "load_cifar10",
     "lookahead",
@@ -67,4 +68,5 @@ __all__ = [
     "render",
     "run_experiment",
     "summary",
+    "to_dict",
 ]

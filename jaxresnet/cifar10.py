@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxresnet.cifar10_cache import cache_folder, fingerprint, read_cache, write_cache
+from jaxresnet.cifar10_cache import cache_folder, default_cache_dir, fingerprint, read_cache, write_cache
 from jaxresnet.cifar10_files import Source, Splits, in_official_order, num_images
 from jaxresnet.cifar10_source import LOOKED_FOR, find_source, read_source
 from jaxresnet.dataset import Dataset, Split
@@ -66,15 +66,18 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.
 
 def locate(data_dir: str | os.PathLike | None) -> Source:
     """Find CIFAR-10 in the first of the places that is given; download it when none is."""
-    from jaxresnet.cifar10_tfds import default_tfds_dir, download_and_prepare, find_prepared
+    from jaxresnet.cifar10_tfds import default_tfds_dir, download_and_prepare, find_prepared, needs_tensorflow
 
     if data_dir is not None:
         return require_source(Path(os.path.expanduser(data_dir)), "data_dir")
     if variable := os.environ.get(DATA_VARIABLE):
         return require_source(Path(os.path.expanduser(variable)), f"${DATA_VARIABLE}")
     root = default_tfds_dir()
-    prepared = find_prepared(root) or download_and_prepare(root)
-    return require_source(prepared, "TensorFlow Datasets")
+    prepared = find_prepared(root)
+    if prepared is not None and needs_tensorflow(prepared):  # another program's; a copy that we can read goes elsewhere
+        root = default_cache_dir() / "tensorflow_datasets"
+        prepared = find_prepared(root)
+    return require_source(prepared or download_and_prepare(root), "TensorFlow Datasets")
 
 
 def require_source(where: Path, origin: str) -> Source:

@@ -25,13 +25,15 @@ TEMPORARY = ".tmp-"
 STALE_SECONDS = 3600
 
 
+def default_cache_dir() -> Path:
+    """$XDG_CACHE_HOME/jaxresnet, or ~/.cache/jaxresnet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")  # by its specification a relative path is to be ignored
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "jaxresnet"
+
+
 def cache_folder(source: Path, cache_dir: str | os.PathLike | None) -> Path:
     """Where the cache of `source` lies: below `cache_dir`, or $XDG_CACHE_HOME/jaxresnet, or ~/.cache/jaxresnet."""
-    if cache_dir is not None:
-        root = Path(os.path.expanduser(cache_dir))
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "")  # by its specification a relative path is to be ignored
-        root = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "jaxresnet"
+    root = default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir))
     return root / hashlib.blake2b(os.fsencode(source.resolve()), digest_size=10).hexdigest()
 
 

@@ -69,6 +69,11 @@ def find_prepared(folder: Path) -> Path | None:
     return max(prepared, key=preference)[0] if prepared else None
 
 
+def needs_tensorflow(path: Path) -> bool:
+    """Whether the directory that `find_prepared` found is only in a file format (tfrecord) that TensorFlow reads."""
+    return FILE_FORMAT not in _file_formats(_dataset_info(path) or {})
+
+
 def read_prepared(path: Path) -> Splits:
     """Read the directory that `find_prepared` found, in the official order.
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from jaxresnet.train import Interrupted
 MakeArms = Callable[[TrainConfig], Mapping[str, TrainConfig]]
 
 # The demo: small enough for three minutes on two CPU cores. No smaller last batch, so one shape to compile.
-DEMO_MODEL = ModelConfig(width=16)
-DEMO: dict[str, Any] = {"model": DEMO_MODEL, "batch_size": 64, "num_epochs": 5, "eval_batch_size": 512}
+DEMO_WIDTH = 16
+DEMO: dict[str, Any] = {"batch_size": 64, "num_epochs": 5, "eval_batch_size": 512}
 DEMO_TRAIN, DEMO_VAL, DEMO_TEST = 2048, 512, 1024
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -80,21 +80,25 @@ def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Option
     import tyro
 
     def value_of(flag: str) -> str | None:
+        value = None  # the last one counts, as it does for tyro
         for i, arg in enumerate(argv):
             if arg == flag:
-                return argv[i + 1] if i + 1 < len(argv) else None
-            if arg.startswith(flag + "="):
-                return arg.partition("=")[2]
-        return None
+                value = argv[i + 1] if i + 1 < len(argv) else None
+            elif arg.startswith(flag + "="):
+                value = arg.partition("=")[2]
+        return value
 
     config = base if value_of("--protocol") == "published" else intended(base)
     demo = "--demo" in argv
     if demo:
-        config = replace(config, **DEMO, val_size=DEMO_VAL if config.val_size else 0)
+        model = replace(config.model, width=DEMO_WIDTH)
+        config = replace(config, **DEMO, model=model, val_size=DEMO_VAL if config.val_size else 0)
     default = Options(demo=demo, config=config)
     options = tyro.cli(
         Options, default=default, args=argv, description=description or "", config=(tyro.conf.OmitArgPrefixes,)
     )
+    if (options.protocol == "published", options.demo) != (value_of("--protocol") == "published", demo):
+        raise ConfigError("--protocol and --demo set the other flags' defaults: give each once")
     if options.config.seed != base.seed:
         raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
     return options
@@ -149,7 +153,7 @@ def first_line(options: Options, data: Dataset, arms: Mapping[str, TrainConfig])
     kind = f"{data.name}: synthetic data, not CIFAR-10" if data.synthetic else data.name
     network = f"width {config.model.width}, " if config.model != ModelConfig(precision=config.model.precision) else ""
     images = (config.train_size or data.train.num_examples) - config.val_size
-    seconds = expected_seconds(config, images) * len(arms) * len(options.seeds)
+    seconds = expected_seconds(arms.values(), data.train.num_examples) * len(options.seeds)
     return (
         f"{count}{device_name(devices[0])} | {config.model.precision} | {kind}, {images:,} training images | {network}"
         f"{config.num_epochs} epochs, batch {config.batch_size} | {' vs '.join(arms)} | {options.protocol} protocol | "
@@ -157,13 +161,14 @@ def first_line(options: Options, data: Dataset, arms: Mapping[str, TrainConfig])
     )
 
 
-def expected_seconds(config: TrainConfig, num_images: int) -> float:
-    """A rough guess for one run, from the speed of a matrix product measured now. Epoch lines give a better one."""
+def expected_seconds(configs: Iterable[TrainConfig], num_images: int) -> float:
+    """A rough guess for one run of each, from the speed of a matrix product measured now. Epoch lines tell better."""
     import jax
     import jax.numpy as jnp
 
     size = 1024 if jax.local_devices()[0].platform == "cpu" else 8192
-    a = jnp.ones((size, size), config.model.precision)
+    configs = list(configs)
+    a = jnp.ones((size, size), configs[0].model.precision)
     product = jax.jit(jnp.matmul)
     times = []
     for _ in range(6):  # the best of them: other programs can only slow it down
@@ -172,7 +177,8 @@ def expected_seconds(config: TrainConfig, num_images: int) -> float:
         times.append(time.perf_counter() - start)
     macs_per_second = size**3 / min(times) * jax.local_device_count()
     efficiency = 0.4  # of a training step against a matrix product, roughly what CPUs and GPUs were seen to reach
-    return 3 * count_macs(config.model) * num_images * config.num_epochs / (efficiency * macs_per_second)
+    macs = sum(3 * count_macs(c.model) * ((c.train_size or num_images) - c.val_size) * c.num_epochs for c in configs)
+    return macs / (efficiency * macs_per_second)
 
 
 @contextmanager
@@ -185,7 +191,11 @@ def _stop_on_signal() -> Any:
     asked, stream = threading.Event(), sys.stderr
 
     def ask(signum: int, frame: Any) -> None:
-        print("\nstopping after this step and saving; press again to end at once", file=stream, flush=True)
+        print(
+            "\nstopping after this step (on accelerators, this epoch) and saving; press again to end at once",
+            file=stream,
+            flush=True,
+        )
         asked.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

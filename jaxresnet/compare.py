@@ -21,7 +21,7 @@ from jaxresnet.results import (
     write_json,
     write_rows,
 )
-from jaxresnet.train import Result, Row, check_run, fingerprint, fit
+from jaxresnet.train import Interrupted, Result, Row, check_run, fingerprint, fit
 
 
 class Comparison(NamedTuple):
@@ -80,6 +80,8 @@ def compare(
             rows, scores = rows_path(out, arm, seed), scores_path(out, arm, seed)
             if rows.is_file() and scores.is_file():
                 continue
+            if hooks.should_stop and hooks.should_stop():
+                raise Interrupted(f"results so far in {out}")
             if hooks.on_run:
                 hooks.on_run(arm, seed)
 
@@ -99,7 +101,8 @@ def compare(
                 should_stop=hooks.should_stop,
             )
             write_rows(rows, result.history)  # also when all its epochs were in the checkpoint
-            write_json(scores, {"arm": arm, **result.summary})
+            # A comparison may be finished on another machine or version than it was begun on: each run says its own.
+            write_json(scores, {"arm": arm, **result.summary, "environment": environment()})
     return Comparison(out, render(out))
 
 
@@ -113,10 +116,6 @@ def _claim(
     published: Mapping[str, Mapping[str, Any]] | None,
 ) -> None:
     """Write config.json, or check that the one there is of the same comparison."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
     mine: dict[str, Any] = {
         "name": name,
         "protocol": protocol,
@@ -126,11 +125,15 @@ def _claim(
         "published": {arm: dict(p) for arm, p in (published or {}).items()},
         "environment": environment(),
     }
-    if not config_path(out).exists():
-        if any(p.name != "checkpoints" for p in out.iterdir()):
-            raise ResultsError(f"{out}: holds other files and no config.json; choose an empty or a new folder")
-        write_json(config_path(out), mine)
-        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not config_path(out).exists():
+            if any(p.name != "checkpoints" and not p.name.startswith(".") for p in out.iterdir()):
+                raise ResultsError(f"{out}: holds other files and no config.json; choose an empty or a new folder")
+            write_json(config_path(out), mine)
+            return
+    except OSError as e:
+        raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
     theirs = read_results(out).config
     fixed = ("name", "protocol", "dataset", "arms")
     changed = differing_fields({k: theirs.get(k) for k in fixed}, {k: mine[k] for k in fixed})

@@ -59,7 +59,7 @@ class ModelConfig:
     shortcut_kernel: Literal[1, 2, 3] = 1  # size of the projection shortcuts' kernel, pixels
     pool_size: int = 4  # side of the average pool over the last feature map, pixels; must cover that map
     num_classes: int = 10
-    precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions and activations; parameters stay float32
+    precision: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
 
     def __post_init__(self) -> None:
         if isinstance(self.stage_sizes, list):
@@ -102,7 +102,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, schedule and Lookahead. Names and defaults follow Optax and PyTorch."""
+    """Optimiser, schedule and Lookahead. Names follow Optax; the defaults are those of the published main run."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-2  # the schedule's peak

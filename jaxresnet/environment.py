@@ -1,5 +1,6 @@
 """Where a result came from: versions, device, commit, command. Written into every results folder."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -30,12 +31,11 @@ def device_name(device: Any) -> str:
     """An accelerator's kind as JAX names it; for a CPU the processor's name and the number of cores in use."""
     if device.platform != "cpu":
         return str(device.device_kind)
-    import os
-
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
 def commit() -> str | None:

@@ -23,7 +23,7 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers
 from jaxresnet.state import TrainState
-from jaxresnet.steps import AXIS, batch_starts, make_steps
+from jaxresnet.steps import AXIS, make_steps, num_batches
 
 Devices = tuple[jax.Device, ...]
 
@@ -54,7 +54,11 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
             start = time.perf_counter()
-            self._compiled = self._mapped.lower(*args, self._ranks).compile(self._options)
+            lowered = self._mapped.lower(*args, self._ranks)
+            try:
+                self._compiled = lowered.compile(self._options)
+            except jax.errors.JaxRuntimeError:  # this version of XLA may not know the option, which only saves memory
+                self._compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - start
         return self._compiled(*args, self._ranks)
 
@@ -80,6 +84,7 @@ class Engine:
         self._program = partial(Program, devices=devices)
         self._init = jax.jit(steps.init)
         self._plan = jax.jit(steps.plan)
+        self._prepare_seconds = 0.0  # what compiling `_plan` took
         self._train_epoch = self._program(steps.train_epoch, 6, donate=(0, 1))
         self._train = {
             size: self._program(partial(steps.train, batch_size=size), 7, donate=(0, 1))
@@ -92,7 +97,7 @@ class Engine:
     @property
     def compile_seconds(self) -> float:
         programs = [self._train_epoch, *self._train.values(), *self._evaluate.values(), *self._evaluate_all.values()]
-        return sum(p.compile_seconds for p in programs)
+        return self._prepare_seconds + sum(p.compile_seconds for p in programs)
 
     def init(self, seed: int) -> TrainState:
         return replicate(self._init(jnp.uint32(seed)), self.devices)
@@ -113,13 +118,20 @@ class Engine:
     ) -> tuple[TrainState, TrainTotals]:
         """Run the steps of one epoch from `first_step` on. `state` and `totals` are consumed.
 
-        after_step(images done in this epoch, state, totals): called on CPU after every step; True stops there.
+        after_step(images done in this epoch, state, totals): called after every dispatch, which is a step on CPU;
+        True stops there.
         """
+        start_preparing = time.perf_counter()
         plan = replicate(self._plan(state.key, epoch), self.devices)
         hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
+        if not self._prepare_seconds:
+            self._prepare_seconds = time.perf_counter() - start_preparing
         if self.whole_epochs and first_step == 0:
-            return self._train_epoch(state, totals, hypers, images, labels, plan)
-        full, last = batch_starts(self._num_train, self._batch_size)
+            state, totals = self._train_epoch(state, totals, hypers, images, labels, plan)
+            if after_step is not None:
+                after_step(self._num_train, state, totals)
+            return state, totals
+        full, last = num_batches(self._num_train, self._batch_size)
         for i in range(first_step, full + bool(last)):
             size = self._batch_size if i < full else last
             start = np.int32(i * self._batch_size)
@@ -153,7 +165,9 @@ def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Devic
     """The engine for a run. Runs that differ only in seed and in the optimiser's numbers share one, and so share its
     compiled programs."""
     devices = tuple(jax.local_devices() if devices is None else devices)
-    return _cached_engine(_without_numbers(config), num_train, devices)
+    # Evaluation batches that divide over the devices: their size has no effect on the result.
+    rounded = -(-config.eval_batch_size // len(devices)) * len(devices)
+    return _cached_engine(replace(_without_numbers(config), eval_batch_size=rounded), num_train, devices)
 
 
 _cached_engine = cache(Engine)
@@ -161,7 +175,16 @@ _cached_engine = cache(Engine)
 
 def _without_numbers(config: TrainConfig) -> TrainConfig:
     """`config` with everything that is an argument of the compiled programs, or unused in them, set to a default."""
-    defaults = OptimConfig()
+    defaults, run = OptimConfig(), TrainConfig()
     numbers = {name: getattr(defaults, name) for name in Hypers._fields}
     optim = replace(config.optim, **numbers)
-    return replace(config, optim=optim, seed=0, train_size=None, val_size=0, selection="last", test_every_epoch=False)
+    return replace(
+        config,
+        optim=optim,
+        seed=0,
+        train_size=None,
+        val_size=0,
+        selection="last",
+        test_every_epoch=False,
+        eval_weights=run.eval_weights,
+    )

@@ -29,13 +29,13 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
             from rich.table import Column
 
-            # In a narrow terminal the name gives way, not the numbers.
-            name = TextColumn(
-                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-            )
+            # The name takes what is left of the line: in a narrow terminal it gives way, not the numbers.
             speed = TextColumn("{task.fields[speed]}", table_column=Column(no_wrap=True, min_width=28))
-            columns = (TimeElapsedColumn(), name, BarColumn(bar_width=20), speed)
-            self._bar = Progress(*columns, console=Console(), transient=True)
+            name = TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            )
+            columns = (TimeElapsedColumn(), BarColumn(bar_width=16), speed, name)
+            self._bar = Progress(*columns, console=Console(), transient=True, expand=True)
             total = len(self._runs) * self._num_epochs * self._per_epoch
             self._task = self._bar.add_task("", total=total, speed="starting")
             self._bar.start()

@@ -192,11 +192,20 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
     weights = {name: " and ".join(arm["weights"]) for name, arm in summary["arms"].items() if arm["weights"]}
     if any(kind != "fast" for kind in weights.values()):
         notes.append("Evaluated weights: " + ", ".join(f"{name} {kind}" for name, kind in weights.items()) + ".")
+    if len(used := _environments(results)) > 1:
+        notes.append("Runs come from different environments: " + "; ".join(used) + ".")
     for name, arm in summary["arms"].items():
         if arm["published"]:
             source = arm["published"].get("source", "no source given")
             notes.append(f"Published, {name}: {AS_PUBLISHED}, {source}.")
     return notes
+
+
+def _environments(results: Results) -> list[str]:
+    """What the runs say of where they were made, each different one once."""
+    names = ("jax", "device", "num_devices", "commit")
+    made = [e for arm in results.runs for e in results.environments(arm)]
+    return sorted({", ".join(f"{name} {e.get(name)}" for name in names) for e in made})
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

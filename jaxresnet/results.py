@@ -71,6 +71,10 @@ class Results:
         """The arm's finished runs, in the order of the seeds."""
         return [run for run in self.runs[arm].values() if run.scores is not None]
 
+    def environments(self, arm: str) -> list[dict[str, Any]]:
+        """Where each finished run was made, as far as it says."""
+        return [run.scores["environment"] for run in self.finished(arm) if run.scores and "environment" in run.scores]
+
     def scores(self, arm: str, name: str) -> dict[int, Any]:
         """{seed: value} of one entry of the finished runs' scores, for example "test_accuracy" (percent)."""
         return {run.seed: run.scores[name] for run in self.finished(arm) if run.scores is not None}

@@ -43,7 +43,7 @@ class Steps(NamedTuple):
     evaluate_all: Callable[..., Sums]
 
 
-def batch_starts(num_examples: int, batch_size: int) -> tuple[int, int]:
+def num_batches(num_examples: int, batch_size: int) -> tuple[int, int]:
     """(number of full batches, size of the smaller one that follows, 0 for none)."""
     return num_examples // batch_size, num_examples % batch_size
 
@@ -58,6 +58,7 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
     platform: "cpu", "gpu" or "tpu", where the functions will run.
     """
     model = build_model(config.model, AXIS, platform)
+    whole_batch_model = build_model(config.model, None, platform)  # for batches that every device computes alike
     optim = config.optim
     optimizer = partial(make_optimizer, optim, steps_per_epoch(num_train, config.batch_size), config.num_epochs)
 
@@ -92,7 +93,8 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         targets = labels[rows.order]
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            logits, variables = model.apply({"params": params, "batch_stats": state.batch_stats}, batch, True)
+            apply = whole_batch_model.apply if batch_size % num_devices else model.apply
+            logits, variables = apply({"params": params, "batch_stats": state.batch_stats}, batch, True)
             return cross_entropy(logits, targets).mean(), (variables["batch_stats"], logits)
 
         grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -119,13 +121,15 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         plan: EpochPlan,
         rank: Array,
     ) -> tuple[TrainState, TrainTotals]:
-        full, last = batch_starts(num_train, config.batch_size)
+        full, last = num_batches(num_train, config.batch_size)
 
         def body(carry: tuple[TrainState, TrainTotals], i: Array) -> tuple[tuple[TrainState, TrainTotals], None]:
             start = i * config.batch_size
             return train(*carry, hypers, images, labels, plan, start, rank, batch_size=config.batch_size), None
 
-        carry, _ = lax.scan(body, (state, totals), jnp.arange(full))
+        carry = (state, totals)
+        if full:
+            carry, _ = lax.scan(body, carry, jnp.arange(full))
         if last:
             start = jnp.int32(full * config.batch_size)
             carry = train(*carry, hypers, images, labels, plan, start, rank, batch_size=last)
@@ -140,13 +144,14 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         return add(sums, total(batch_sums(logits, lax.dynamic_slice_in_dim(labels, first, size))))
 
     def evaluate_all(variables: dict, sums: Sums, images: Array, labels: Array, rank: Array) -> Sums:
-        full, last = batch_starts(images.shape[0], config.eval_batch_size)
+        full, last = num_batches(images.shape[0], config.eval_batch_size)
 
         def body(sums: Sums, i: Array) -> tuple[Sums, None]:
             start = i * config.eval_batch_size
             return evaluate(variables, sums, images, labels, start, rank, batch_size=config.eval_batch_size), None
 
-        sums, _ = lax.scan(body, sums, jnp.arange(full))
+        if full:
+            sums, _ = lax.scan(body, sums, jnp.arange(full))
         if last:
             start = jnp.int32(full * config.eval_batch_size)
             sums = evaluate(variables, sums, images, labels, start, rank, batch_size=last)

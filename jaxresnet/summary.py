@@ -66,7 +66,7 @@ def summary(config: ModelConfig) -> str:
     total = count_params(config)
     over = total - PARAMETER_BUDGET
     budget = f"{over:,} over" if over > 0 else f"{-over:,} under"
-    lines += ["", f"{total:,} parameters, {budget} the {PARAMETER_BUDGET:,} of the task"]
+    lines += ["", f"{total:,} parameters, {budget} the budget of {PARAMETER_BUDGET:,}"]
     lines += [f"{count_macs(config):,} multiply-adds an image, forward"]
     try:
         config.check_pool()

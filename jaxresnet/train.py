@@ -133,6 +133,7 @@ class _Run:
         self.num_train = data["train"][0].shape[0]
         self.steps = steps_per_epoch(self.num_train, config.batch_size)
         self.schedule = make_schedule(config.optim, self.steps, config.num_epochs)
+        self.compiled_before = engine.compile_seconds  # by earlier runs that share the engine
         self.state = engine.init(config.seed)
         self.totals = engine.zero_totals()
         self.best: TrainState | None = None  # kept in memory only where there are no checkpoints
@@ -174,13 +175,14 @@ class _Run:
         self.state, self.totals = self.engine.train_epoch(
             self.state, self.totals, hypers_of(config.optim), images, labels, epoch, first_step, after_step
         )
-        bad_step = int(self.totals.bad_step)  # waits for the device: the epoch's one synchronisation
+        bad_step = int(self.totals.bad_step)  # waits for the device, for the clock: else once more, after evaluation
         seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)
         self.record["seconds"] += seconds
         if bad_step >= 0:
             raise NonFiniteError(
-                f"seed {config.seed}: the loss or a gradient stopped being finite in epoch {epoch}, step {bad_step}. "
-                "Try a lower learning rate, a warm-up, or precision float32. The checkpoint before it is intact"
+                f"seed {config.seed}: the loss or a gradient stopped being finite in epoch {epoch}, step {bad_step} "
+                "(the first are 0). Try a lower learning rate, a warm-up, or precision float32, in another output "
+                "folder. The checkpoint before it is intact"
             )
         if stopped:
             self._save()
@@ -255,6 +257,6 @@ class _Run:
             "num_val": config.val_size,
             "num_test": self.data["test"][0].shape[0],
             "seconds": round(sum(row["seconds"] for row in history), 3),
-            "compile_seconds": round(self.engine.compile_seconds, 3),
+            "compile_seconds": round(self.engine.compile_seconds - self.compiled_before, 3),
         }
         return Result(history, summary, state)

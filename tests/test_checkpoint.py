@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path, damage):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         else:
             path.write_bytes(b"\xff" * path.stat().st_size)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ResultsError, match="/5: .*Delete that folder"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ResultsError, match=r"/5: .*Delete that folder"):
         checkpoints.restore(5, make_state(0), zero_totals())
 
 

@@ -1,5 +1,7 @@
 """Where CIFAR-10 is looked for, and every layout that is read."""
 
+import json
+
 import pytest
 from fake_cifar10 import (
     BATCH,
@@ -43,6 +45,7 @@ def prepared_tfds(monkeypatch, folder, splits):
         "find_prepared",
         lambda where: next((p for p in (where, where / "cifar10" / "3.0.2") if p == prepared), None),
     )
+    monkeypatch.setattr(cifar10_tfds, "needs_tensorflow", lambda path: False)
     monkeypatch.setattr(cifar10_tfds, "read_prepared", lambda path: splits if path == prepared else pytest.fail())
     return prepared
 
@@ -123,6 +126,21 @@ def test_downloads_when_nothing_is_there(tmp_path, splits, monkeypatch):
     def download(where):
         assert where == root
         return prepared_tfds(monkeypatch, root, splits)
+
+    monkeypatch.setattr(cifar10_tfds, "download_and_prepare", download)
+    check(load_cifar10(), splits)
+
+
+def test_prepares_a_copy_of_its_own_beside_one_that_needs_tensorflow(tmp_path, splits, monkeypatch):
+    theirs = tmp_path / "tensorflow_datasets" / "cifar10" / "3.0.2"
+    theirs.mkdir(parents=True)
+    info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "tfrecord"}
+    (theirs / "dataset_info.json").write_text(json.dumps(info))
+    assert cifar10_tfds.needs_tensorflow(theirs)
+
+    def download(where):
+        assert where == tmp_path / "cache" / "jaxresnet" / "tensorflow_datasets"
+        return prepared_tfds(monkeypatch, where, splits)
 
     monkeypatch.setattr(cifar10_tfds, "download_and_prepare", download)
     check(load_cifar10(), splits)

@@ -11,8 +11,10 @@ from tiny import PARTIAL, RUN, STEADY, STEADY_PARTIAL, assert_same_to_rounding, 
 import jaxresnet.steps
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
+from jaxresnet.metrics import averages
 from jaxresnet.optim import hypers_of
 from jaxresnet.parallel import Engine, Program, make_engine, replicate
+from jaxresnet.state import eval_variables
 from jaxresnet.steps import AXIS
 from jaxresnet.train import fit
 
@@ -154,7 +156,7 @@ def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
     engine = make_engine(RUN, 256, one)
     numbers = {"learning_rate": 0.5, "b1": 0.1, "b2": 0.1, "eps": 0.1, "weight_decay": 0.1, "slow_step_size": 0.1}
     for same in (
-        replace(RUN, seed=3, selection="test", test_every_epoch=True),
+        replace(RUN, seed=3, selection="test", test_every_epoch=True, eval_weights="fast"),
         replace(RUN, optim=replace(RUN.optim, **numbers)),
     ):
         assert make_engine(same, 256, one) is engine
@@ -181,3 +183,28 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tiny_data):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="batch_size=264: must be at most the 256 training images"):
         Engine(replace(RUN, batch_size=264), 256, tuple(jax.devices()))
+
+
+def test_batch_statistics_count_a_batch_once_that_every_device_computes(tiny_data):
+    """A last batch of one image, on 8x8 maps: the unbiased variance divides by 63, not by 8 * 64 - 1."""
+    config = replace(RUN, model=ModelConfig(stage_sizes=(1, 1, 1), width=2, pool_size=8), batch_size=8)
+    images, labels = tiny_data.train.images[:9], tiny_data.train.labels[:9]
+    states = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        engine = make_engine(config, 9, devices)
+        placed = replicate((images, labels), engine.devices)
+        state, _ = engine.train_epoch(
+            engine.init(0), engine.zero_totals(), hypers_of(config.optim), *placed, 0, first_step=1
+        )
+        states.append(state)
+    for (path, one), (_, several) in zip(*(leaves(s.batch_stats) for s in states), strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_one_dispatch_evaluates_fewer_images_than_a_batch(tiny_data):
+    engine = Engine(replace(RUN, eval_batch_size=64), 256, tuple(jax.devices()[:1]))
+    images, labels = replicate((tiny_data.test.images[:40], tiny_data.test.labels[:40]), engine.devices)
+    variables = eval_variables(engine.init(0))
+    step_by_step = averages(engine.evaluate(variables, images, labels))
+    engine.whole_epochs = True  # as on an accelerator
+    np.testing.assert_allclose(averages(engine.evaluate(variables, images, labels)), step_by_step, rtol=1e-6)

@@ -13,7 +13,7 @@ from jaxresnet.model import build_model
 from jaxresnet.optim import hypers_of, make_optimizer
 from jaxresnet.parallel import Engine, make_engine
 from jaxresnet.state import TrainState, create_train_state, eval_variables, sync_batch_stats
-from jaxresnet.steps import batch_starts, steps_per_epoch
+from jaxresnet.steps import num_batches, steps_per_epoch
 
 NUM_TRAIN = 260  # of `STEADY_PARTIAL`: four batches of 64 and one of 4
 
@@ -23,7 +23,7 @@ NUM_TRAIN = 260  # of `STEADY_PARTIAL`: four batches of 64 and one of 4
     [(256, 64, 4, 0), (260, 64, 4, 4), (64, 64, 1, 0), (1, 1, 1, 0), (50_000, 512, 97, 336)],
 )
 def test_every_example_is_in_one_batch(num_examples, batch_size, full, last):
-    assert batch_starts(num_examples, batch_size) == (full, last)
+    assert num_batches(num_examples, batch_size) == (full, last)
     assert steps_per_epoch(num_examples, batch_size) == full + (last > 0)
 
 
@@ -99,18 +99,21 @@ def scanning(one_device):
 
 
 def test_a_scanned_epoch_equals_single_steps(one_device, scanning, train):
-    calls = []
-    by_step = run_epochs(
-        make_engine(STEADY_PARTIAL, NUM_TRAIN, one_device),
-        STEADY_PARTIAL,
-        train,
-        num_epochs=2,
-        after_step=lambda images_done, state, totals: calls.append(images_done),
-    )
-    scanned = run_epochs(scanning, STEADY_PARTIAL, train, num_epochs=2)
-    assert calls == [64, 128, 192, 256, 260] * 2
-    assert int(scanned[0].step) == 10
-    assert_same_to_rounding(scanned, by_step)
+    told = {"by step": [], "scanned": []}
+    engines = {"by step": make_engine(STEADY_PARTIAL, NUM_TRAIN, one_device), "scanned": scanning}
+    results = {
+        name: run_epochs(
+            engine,
+            STEADY_PARTIAL,
+            train,
+            num_epochs=2,
+            after_step=lambda images_done, state, totals, name=name: told[name].append(images_done),
+        )
+        for name, engine in engines.items()
+    }
+    assert told == {"by step": [64, 128, 192, 256, 260] * 2, "scanned": [260, 260]}
+    assert int(results["scanned"][0].step) == 10
+    assert_same_to_rounding(results["scanned"], results["by step"])
 
 
 def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, train, tiny_data):

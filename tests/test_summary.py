@@ -73,13 +73,13 @@ def test_the_printed_table():
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
     assert lines[1].split() == ["conv1", "conv", "3x3", "32", "x", "32", "x", "64", "1,728", "1,769,472"]
     assert len({len(line) for line in lines[: len(layers(ModelConfig())) + 1]}) == 1  # columns are aligned
-    assert "4,903,242 parameters, 96,758 under the 5,000,000 of the task" in lines
+    assert "4,903,242 parameters, 96,758 under the budget of 5,000,000" in lines
     assert not any("cannot run" in line for line in lines)
 
 
 def test_over_the_budget_it_says_by_how_much():
     text = summary(ModelConfig(stage_sizes=(2, 2, 2, 2)))
-    assert "11,173,962 parameters, 6,173,962 over the 5,000,000 of the task" in text
+    assert "11,173,962 parameters, 6,173,962 over the budget of 5,000,000" in text
 
 
 def test_a_pool_that_does_not_fit_is_still_summarised():

@@ -78,8 +78,19 @@ def test_scores_are_those_of_all_images_on_the_slow_weights(result, tiny_data):
     np.testing.assert_allclose((row["val_loss"], row["val_accuracy"]), slow, rtol=1e-5)
     test = numpy_scores(LAST, result.state, tiny_data.test, "slow")
     np.testing.assert_allclose((summary["test_loss"], summary["test_accuracy"]), test, rtol=1e-5)
-    fast = numpy_scores(LAST, result.state, val, "fast")
-    assert abs(fast[0] - slow[0]) > 1e-4, "slow and fast weights are different networks"
+
+
+def test_fast_weights_are_scored_where_asked_for(result, tiny_data):
+    """The training is the same; only the scores are those of another network."""
+    fast = fit(replace(LAST, eval_weights="fast"), tiny_data, devices=ONE)
+    assert fast.summary["weights"] == "fast"
+    assert_same_bits(fast.state, result.state)
+    _, val = splits(LAST, tiny_data)
+    row = fast.history[-1]
+    np.testing.assert_allclose(
+        (row["val_loss"], row["val_accuracy"]), numpy_scores(LAST, fast.state, val, "fast"), rtol=1e-5
+    )
+    assert abs(row["val_loss"] - result.history[-1]["val_loss"]) > 1e-4
 
 
 def test_without_lookahead_the_weights_are_called_fast(tiny_data):
@@ -130,24 +141,25 @@ def test_train_size_takes_the_first_images(tiny_data):
 
 @pytest.mark.parametrize("lookahead", [True, False], ids=["lookahead", "no lookahead"])
 def test_a_handful_of_images_is_learnt_by_heart(tiny_data, lookahead):
-    few = tiny_data._replace(train=Split(*(a[:64] for a in tiny_data.train)))
+    """32 images of noise, 80 steps: from the loss of guessing, 2.3, to naming every one of them."""
+    few = tiny_data._replace(train=Split(*(a[:32] for a in tiny_data.train)))
     config = TrainConfig(
         model=ModelConfig(stage_sizes=(1, 1), width=8, pool_size=16),
         augment=AugmentConfig(crop_padding=0, flip=False, cutout_size=0),
-        optim=OptimConfig(learning_rate=1e-2, schedule="constant", lookahead=lookahead),
+        optim=OptimConfig(learning_rate=3e-2, lookahead=lookahead),
         num_epochs=40,
-        batch_size=32,
+        batch_size=16,
         eval_batch_size=100,
         val_size=0,
         selection="last",
     )
     result = fit(config, few, devices=ONE)
     assert result.history[0]["train_loss"] > 2
-    assert result.history[-1]["train_loss"] < 0.05
+    assert result.history[-1]["train_loss"] < 0.4
     assert result.history[-1]["train_accuracy"] == 100
     # The weights that are scored know them too, with the running statistics in place of the batch's.
     loss, accuracy = numpy_scores(config, result.state, few.train, config.eval_weights)
-    assert loss < 0.3 and accuracy > 95
+    assert loss < 0.4 and accuracy == 100
 
 
 # ----------------------------------------------------------------------------------------------- stop and continue
@@ -305,7 +317,7 @@ def blows_up():
 def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint(tiny_data, tmp_path, blows_up):
     steps = []
     for _ in range(2):  # the same command again: from the checkpoint into the same wall
-        with pytest.raises(NonFiniteError, match=r"seed 0: .* epoch 1, step 4\. Try a lower learning rate"):
+        with pytest.raises(NonFiniteError, match=r"seed 0: .* epoch 1, step 4 .*Try a lower learning rate"):
             fit(blows_up, tiny_data, tmp_path, devices=ONE, on_progress=lambda *at: steps.append(at))
     assert steps == [(0, 64), (0, 128), (0, 192), (0, 256), (1, 64), (1, 64)], "it stops at once"
     saved = last_checkpoint(tmp_path, blows_up, 256)

@@ -1,0 +1,258 @@
+"""A comparison on disk: what it leaves, that it continues to the same bytes, and what it refuses to mix."""
+
+import json
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import RUN, TIMES, stop_after
+
+from jaxresnet.compare import Hooks, compare
+from jaxresnet.dataset import Split
+from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
+from jaxresnet.parallel import Engine
+from jaxresnet.report import render
+from jaxresnet.results import read_results
+from jaxresnet.train import Interrupted, fingerprint
+
+COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
+ONE = jax.devices()[:1]
+ARMS = {"Adam + Lookahead": RUN, "Adam": replace(RUN, optim=replace(RUN.optim, lookahead=False))}
+SEEDS = (0, 1)
+RUNS = [("Adam + Lookahead", 0), ("Adam", 0), ("Adam + Lookahead", 1), ("Adam", 1)]
+NAMES = ["adam-lookahead-seed0", "adam-lookahead-seed1", "adam-seed0", "adam-seed1"]
+
+
+def compare_tiny(data, out, arms=ARMS, seeds=SEEDS, **hooks):
+    return compare(arms, seeds, data, out, name="tiny", devices=ONE, hooks=Hooks(**hooks))
+
+
+def not_trained(monkeypatch):
+    monkeypatch.setattr(Engine, "train_epoch", None)  # calling it would fail
+
+
+def contents(folder, timed=True):
+    """{path: bytes} of everything but checkpoints; with timed=False the timing fields are taken out of the runs."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {path: data for path, data in files.items() if not path.startswith("checkpoints/")}
+    if timed:
+        return files
+
+    def strip(path, data):
+        rows = data.decode().splitlines() if path.endswith(".jsonl") else [data]
+        stripped = [{k: v for k, v in json.loads(row).items() if k not in TIMES} for row in rows]
+        return "\n".join(json.dumps(row) for row in stripped)
+
+    return {path: strip(path, data) if path.startswith("runs/") else data for path, data in files.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    """(folder, what compare returned, what it told while it ran)."""
+    told = []
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    comparison = compare_tiny(
+        tiny_data,
+        folder,
+        on_run=lambda arm, seed: told.append((arm, seed)),
+        on_epoch=lambda rows: told.append(len(rows)),
+        on_progress=lambda epoch, images: None,
+    )
+    return folder, comparison, told
+
+
+# --------------------------------------------------------------------------------------------------- what it leaves
+
+
+def test_every_arm_runs_with_a_seed_before_the_next_seed_begins(finished):
+    _, _, told = finished
+    assert told == [event for run in RUNS for event in (run, 1, 2, 3)]
+
+
+def test_the_folder_holds_what_is_promised(finished, tiny_data):
+    folder, comparison, _ = finished
+    runs = [f"runs/{name}.{kind}" for name in NAMES for kind in ("json", "jsonl")]
+    assert sorted(contents(folder)) == sorted(["config.json", "summary.json", "summary.md", "figure.png", *runs])
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == NAMES
+    assert comparison.folder == folder and comparison.report.complete
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seeds"] == [0, 1] and config["protocol"] == "intended"
+    assert config["dataset"] == fingerprint(tiny_data)
+    assert list(config["arms"]) == list(ARMS)
+    assert config["arms"]["Adam"]["optim"]["lookahead"] is False and "seed" not in config["arms"]["Adam"]
+    assert {"jax", "device", "commit", "command"} <= config["environment"].keys()
+
+    results = read_results(folder)
+    for arm, seed in RUNS:
+        run = results.runs[arm][seed]
+        assert [row["epoch"] for row in run.rows] == [0, 1, 2]
+        assert run.scores["selection"] == "val" and run.scores["num_test"] == 100
+        best = max(run.rows, key=lambda row: row["val_accuracy"])
+        assert run.scores["val_accuracy"] == best["val_accuracy"] and run.scores["best_epoch"] == best["epoch"]
+    assert results.runs["Adam"][0].rows[0]["train_loss"] != results.runs["Adam"][1].rows[0]["train_loss"]
+
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = [results.runs["Adam"][seed].scores["test_accuracy"] for seed in SEEDS]
+    assert summary["arms"]["Adam"]["mean"] == pytest.approx(np.mean(scores))
+    assert summary["arms"]["Adam"]["sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert comparison.report.verdict in (folder / "summary.md").read_text().replace("  \n", "\n")
+
+
+def test_no_number_is_nan_or_infinite(finished):
+    """Python's json would write NaN, which no other reader takes."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    folder, _, _ = finished
+    for path, data in contents(folder).items():
+        for text in data.decode().splitlines() if path.endswith(".jsonl") else [data] if path.endswith(".json") else []:
+            json.loads(text, parse_constant=refuse)
+    assert "nan" not in (folder / "summary.md").read_text().lower()
+
+
+# -------------------------------------------------------------------------------------------- again, and continued
+
+
+def test_a_finished_comparison_trains_nothing_and_changes_no_byte(finished, tiny_data, monkeypatch):
+    folder, comparison, _ = finished
+    before = contents(folder)
+    monkeypatch.setattr(COMPARE, "fit", None)
+    again = compare_tiny(tiny_data, folder, on_run=lambda *run: pytest.fail(f"{run} began"))
+    assert contents(folder) == before
+    assert again.report == comparison.report
+
+
+@pytest.mark.parametrize("calls", [4, 16 + 1, 16 + 6], ids=["in an epoch", "between runs", "at the end of an epoch"])
+def test_an_interrupted_comparison_ends_in_the_same_bytes(finished, tiny_data, tmp_path, calls):
+    """A run asks should_stop 16 times: before it begins, after each of 12 steps, and after each of 3 epochs."""
+    folder, _, _ = finished
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match=str(out)):
+        compare_tiny(tiny_data, out, should_stop=stop_after(calls))
+    assert not render(out).complete
+    told = []
+    compare_tiny(tiny_data, out, on_run=lambda *run: told.append(run))
+    assert told == RUNS[(calls - 1) // 16 :], "finished runs are left alone"
+    assert contents(out, timed=False) == contents(folder, timed=False)
+
+
+def test_lost_scores_are_written_again_without_training(finished, tiny_data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    compare_tiny(tiny_data, out, seeds=(0,))
+    before = contents(out, timed=False)
+    (out / "runs" / "adam-seed0.json").unlink()
+    (out / "runs" / "adam-seed0.jsonl").unlink()
+    not_trained(monkeypatch)
+    compare_tiny(tiny_data, out, seeds=(0,))
+    assert contents(out, timed=False) == before
+
+
+def test_seeds_can_be_added_and_not_taken_away(finished, tiny_data, tmp_path):
+    folder, _, _ = finished
+    out = tmp_path / "out"
+    compare_tiny(tiny_data, out, seeds=(0,))
+    before = contents(out)
+    told = []
+    compare_tiny(tiny_data, out, on_run=lambda *run: told.append(run))
+    assert told == RUNS[2:]
+    after = contents(out)
+    assert all(after[path] == before[path] for path in before if path.startswith("runs/"))
+    assert contents(out, timed=False) == contents(folder, timed=False), "as if both had been asked for at once"
+    with pytest.raises(ResultsError, match=r"also holds seeds \[1\]: name them too"):
+        compare_tiny(tiny_data, out, seeds=(0,))
+
+
+def test_one_arm_and_one_seed_are_a_comparison_too(finished, tiny_data, tmp_path):
+    report = compare_tiny(tiny_data, tmp_path / "out", arms={"Adam": ARMS["Adam"]}, seeds=(3,)).report
+    assert report.verdict == "one arm: nothing to compare"
+    assert "One seed (3)" in report.table
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_other_settings_are_refused_by_name(finished, tiny_data):
+    folder, _, _ = finished
+    before = contents(folder)
+    changed = {
+        "Adam + Lookahead": replace(RUN, optim=replace(RUN.optim, sync_period=6, learning_rate=0.5)),
+        "Adam": ARMS["Adam"],
+    }
+    with pytest.raises(ResultsError, match="holds another comparison") as caught:
+        compare_tiny(tiny_data, folder, arms=changed)
+    named = "arms.Adam + Lookahead.optim.learning_rate: 0.01 -> 0.5; arms.Adam + Lookahead.optim.sync_period: 5 -> 6"
+    assert f"({named})" in str(caught.value)
+    with pytest.raises(ResultsError, match=r"arms\.Adam: "):
+        compare_tiny(tiny_data, folder, arms={"Adam + Lookahead": RUN})
+    with pytest.raises(ResultsError, match="name: 'tiny' -> 'other'"):
+        compare(ARMS, SEEDS, tiny_data, folder, name="other", devices=ONE)
+    with pytest.raises(ResultsError, match="protocol: 'intended' -> 'published'"):
+        compare(ARMS, SEEDS, tiny_data, folder, name="tiny", protocol="published", devices=ONE)
+    assert contents(folder) == before
+
+
+def test_another_data_set_is_refused(finished, tiny_data):
+    folder, _, _ = finished
+    labels = tiny_data.train.labels[::-1].copy()
+    with pytest.raises(ResultsError, match=r"dataset\.crc32"):
+        compare_tiny(tiny_data._replace(train=Split(tiny_data.train.images, labels)), folder)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tiny_data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ResultsError, match=r"holds other files and no config\.json"):
+        compare_tiny(tiny_data, tmp_path)
+    (tmp_path / "config.json").write_text('{"editor": "vi"}')
+    with pytest.raises(ResultsError, match=r"not the config\.json of a comparison"):
+        compare_tiny(tiny_data, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "thesis.tex"]
+    assert (tmp_path / "config.json").read_text() == '{"editor": "vi"}'
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "no permission"])
+def test_a_place_that_cannot_be_written_is_refused(tiny_data, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("not a folder")
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out"}.get(place, tmp_path / "out")
+    if place == "no permission":  # chmod would not stop root
+
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(COMPARE, "write_json", refuse)
+    with pytest.raises(ResultsError, match=f"{out}: cannot write results there"):
+        compare_tiny(tiny_data, out)
+
+
+@pytest.mark.parametrize(
+    "arms, seeds, message",
+    [
+        ({}, (0,), "arms: at least one"),
+        (ARMS, (), r"seeds=\[\]: at least one"),
+        (ARMS, (1, 2, 1), r"seeds=\[1, 2, 1\]: .* none twice"),
+        (ARMS, (-1,), "seed=-1"),
+        ({"Adam 1": RUN, "Adam (1)": RUN}, (0,), "rename one of them"),
+        ({"Adam": replace(RUN, batch_size=257)}, (0,), "batch_size=257"),
+        ({"Adam": replace(RUN, train_size=999)}, (0,), "train_size=999"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_run_is_refused_before_the_folder_is_claimed(tiny_data, tmp_path, arms, seeds, message):
+    """Else the folder would refuse the same command once it is mended."""
+    with pytest.raises(ConfigError, match=message):
+        compare_tiny(tiny_data, tmp_path / "out", arms=arms, seeds=seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_blows_up_leaves_a_sound_folder(tiny_data, tmp_path):
+    optim = replace(RUN.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
+    out = tmp_path / "out"
+    with pytest.raises(NonFiniteError, match="epoch 1, step 4"):
+        compare_tiny(tiny_data, out, arms={"Adam": ARMS["Adam"], "huge": replace(RUN, optim=optim)}, seeds=(0,))
+    results = read_results(out)
+    assert results.missing == [("huge", 0)]
+    assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
+    assert results.runs["Adam"][0].scores is not None
