@@ -77,7 +77,7 @@ def terminal(monkeypatch):
         monkeypatch.setattr("sys.stderr", opened[-1].file)
         return opened[-1]
 
-    for name in ("LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    for name in ("LINES", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     yield start
@@ -127,7 +127,7 @@ def test_the_bar_fills(terminal, clock):
                 progress.on_epoch([row()] * (epoch + 1))
         picture = [part for part in screen.text().split("\x1b[2K") if "━" in part][-1]
         widths = Counter()
-        for colour, piece in re.findall("\x1b\\[38;5;(\\d+)m([━╸╺]+)", picture):
+        for colour, piece in re.findall("\x1b\\[(?:38;5;)?(\\d+)m([━╸╺]+)", picture):
             widths[colour] += len(piece)
         return widths
 
@@ -208,7 +208,9 @@ def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_
         assert should_stop()
     assert signal.getsignal(signal.SIGINT) is before
     text = screen.text()
-    assert "stopping after this step and saving; press again to end at once" in frames(text)
+    assert "stopping after this step (on accelerators, this epoch) and saving; press again to end at once" in frames(
+        text
+    )
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
