@@ -11,7 +11,7 @@ is imported where it is used.
 from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
 from jaxresnet.cifar10 import load_cifar10
 from jaxresnet.cli import run_experiment
-from jaxresnet.compare import Comparison, compare
+from jaxresnet.compare import Comparison, Hooks, compare
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
@@ -23,7 +23,7 @@ from jaxresnet.report import render
 from jaxresnet.state import TrainState, create_train_state, eval_variables
 from jaxresnet.summary import count_macs, summary
 from jaxresnet.synthetic import make_synthetic
-from jaxresnet.train import Result, fit
+from jaxresnet.train import Interrupted, Result, fit
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpochPlan",
+    "Hooks",
+    "Interrupted",
     "Model",
     "ModelConfig",
     "NonFiniteError",

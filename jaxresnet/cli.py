@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jaxresnet.compare import Hooks, compare
-from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.compare import Hooks, check_comparison, compare
+from jaxresnet.config import ModelConfig, TrainConfig, differing_fields, to_dict
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, UserError
 from jaxresnet.progress import Progress, duration
@@ -58,6 +58,7 @@ def run_experiment(
     try:
         options = parse(description, base, sys.argv[1:])
         arms = dict(make_arms(options.config))
+        _refuse_flags_without_effect(options.config, defaults(base, options.protocol, options.demo), make_arms)
         _run(name, options, arms, published if _like_published(options, base) else None)
     except (Interrupted, KeyboardInterrupt) as e:
         where = f", {e}" if isinstance(e, Interrupted) else ""
@@ -88,12 +89,8 @@ def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Option
                 value = arg.partition("=")[2]
         return value
 
-    config = base if value_of("--protocol") == "published" else intended(base)
     demo = "--demo" in argv
-    if demo:
-        model = replace(config.model, width=DEMO_WIDTH)
-        config = replace(config, **DEMO, model=model, val_size=DEMO_VAL if config.val_size else 0)
-    default = Options(demo=demo, config=config)
+    default = Options(demo=demo, config=defaults(base, value_of("--protocol"), demo))
     options = tyro.cli(
         Options, default=default, args=argv, description=description or "", config=(tyro.conf.OmitArgPrefixes,)
     )
@@ -102,6 +99,29 @@ def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Option
     if options.config.seed != base.seed:
         raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
     return options
+
+
+def defaults(base: TrainConfig, protocol: str | None, demo: bool) -> TrainConfig:
+    """The configuration that flags change."""
+    config = base if protocol == "published" else intended(base)
+    if not demo:
+        return config
+    model = replace(config.model, width=DEMO_WIDTH)
+    return replace(config, **DEMO, model=model, val_size=DEMO_VAL if config.val_size else 0)
+
+
+def _refuse_flags_without_effect(config: TrainConfig, default: TrainConfig, make_arms: MakeArms) -> None:
+    """Raise ConfigError for a flag that the arms of the script set themselves."""
+    given = differing_fields(to_dict(default), to_dict(config))
+    changed = differing_fields(
+        {arm: to_dict(c) for arm, c in make_arms(default).items()},
+        {arm: to_dict(c) for arm, c in make_arms(config).items()},
+    )
+    for line in given:
+        name = line.partition(":")[0]
+        if not any(f".{name}:" in f".{other}" for other in changed):
+            flag = name.rpartition(".")[2].replace("_", "-")
+            raise ConfigError(f"--{flag}: has no effect here, the arms of this comparison set it themselves")
 
 
 def _like_published(options: Options, base: TrainConfig) -> bool:
@@ -116,6 +136,7 @@ def _run(
     suffix = ("-published" if options.protocol == "published" else "") + ("-demo" if options.demo else "")
     out = options.out or Path("out") / (name + suffix)
     config = options.config
+    check_comparison(arms, options.seeds, data)
     print(first_line(options, data, arms), flush=True)
     images = (config.train_size or data.train.num_examples) - config.val_size
     start = time.perf_counter()
@@ -157,7 +178,7 @@ def first_line(options: Options, data: Dataset, arms: Mapping[str, TrainConfig])
     return (
         f"{count}{device_name(devices[0])} | {config.model.precision} | {kind}, {images:,} training images | {network}"
         f"{config.num_epochs} epochs, batch {config.batch_size} | {' vs '.join(arms)} | {options.protocol} protocol | "
-        f"seeds {', '.join(map(str, options.seeds))} | expect about {duration(seconds)} of training"
+        f"seeds {', '.join(map(str, options.seeds))} | expect about {duration(seconds)} of training, plus compiling"
     )
 
 

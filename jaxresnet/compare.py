@@ -64,15 +64,8 @@ def compare(
     Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
     seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ.
     """
+    check_comparison(arms, seeds, data, devices)
     names = slugs(arms)
-    if not arms:
-        raise ConfigError("arms: at least one is needed")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seeds={list(seeds)}: at least one is needed, and none twice")
-    for config in arms.values():
-        for seed in seeds:
-            replace(config, seed=seed)  # refuses a seed out of range
-        check_run(config, data, devices)
     out = Path(out)
     _claim(out, arms, seeds, data, name, protocol, published)
     for seed in seeds:
@@ -104,6 +97,21 @@ def compare(
             # A comparison may be finished on another machine or version than it was begun on: each run says its own.
             write_json(scores, {"arm": arm, **result.summary, "environment": environment()})
     return Comparison(out, render(out))
+
+
+def check_comparison(
+    arms: Mapping[str, TrainConfig], seeds: Sequence[int], data: Dataset, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """Raise what `compare` raises for arms, seeds and data that cannot work together, before anything is written."""
+    slugs(arms)
+    if not arms:
+        raise ConfigError("arms: at least one is needed")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds={list(seeds)}: at least one is needed, and none twice")
+    for config in arms.values():
+        for seed in seeds:
+            replace(config, seed=seed)  # refuses a seed out of range
+        check_run(config, data, devices)
 
 
 def _claim(

@@ -154,7 +154,12 @@ class TrainConfig:
         _require(self.seed < 2**32, "seed", self.seed, "below 2**32")
         if self.train_size is not None:
             _check_ints(self, train_size=1)
-            _require(self.val_size < self.train_size, "val_size", self.val_size, f"below train_size={self.train_size}")
+            _require(
+                self.val_size < self.train_size,
+                "val_size",
+                self.val_size,
+                f"below train_size={self.train_size} (a tenth of it is usual)",
+            )
         if self.selection == "val":
             _require(self.val_size > 0, "val_size", self.val_size, "above 0 where selection='val' (or pick 'last')")
         if self.selection == "test":

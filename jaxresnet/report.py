@@ -141,7 +141,7 @@ def _table(results: Results, summary: dict[str, Any]) -> list[list[str]]:
         "n",
         f"test accuracy (%), {chosen}" if chosen else "test accuracy (%)",
         "per seed (%)",
-        "epoch",
+        "epoch (from 0)",
         "last epoch, test (%)",
         f"{AS_PUBLISHED} (%)",
         "published (%)",
@@ -192,6 +192,7 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
     weights = {name: " and ".join(arm["weights"]) for name, arm in summary["arms"].items() if arm["weights"]}
     if any(kind != "fast" for kind in weights.values()):
         notes.append("Evaluated weights: " + ", ".join(f"{name} {kind}" for name, kind in weights.items()) + ".")
+    notes.insert(0, _settings(results))
     if len(used := _environments(results)) > 1:
         notes.append("Runs come from different environments: " + "; ".join(used) + ".")
     for name, arm in summary["arms"].items():
@@ -199,6 +200,23 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
             source = arm["published"].get("source", "no source given")
             notes.append(f"Published, {name}: {AS_PUBLISHED}, {source}.")
     return notes
+
+
+def _settings(results: Results) -> str:
+    """What was trained, in a sentence: the settings that say most, each once where the arms agree."""
+    arms = results.config["arms"].values()
+
+    def of(section: str | None, name: str) -> str:
+        values = [(arm.get(section) or {} if section else arm).get(name) for arm in arms]
+        return " / ".join(dict.fromkeys(str(v) for v in values))
+
+    size = of(None, "train_size")
+    images = f"{size} training images" if size != "None" else "all training images"
+    return (
+        f"Each run: {of(None, 'num_epochs')} epochs, batch {of(None, 'batch_size')}, {images}, of them "
+        f"{of(None, 'val_size')} held out; width {of('model', 'width')}, stages {of('model', 'stage_sizes')}, "
+        f"{of('model', 'precision')}."
+    )
 
 
 def _environments(results: Results) -> list[str]:

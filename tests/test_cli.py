@@ -17,7 +17,7 @@ from tiny import MODEL, RUN
 
 import jaxresnet.__main__
 import jaxresnet.cli
-from jaxresnet.cli import first_line, parse
+from jaxresnet.cli import first_line, parse, run_experiment
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.progress import Progress
@@ -181,7 +181,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
         if EPOCH_LINE.match(line):
             process.send_signal(signal.SIGINT)
             break
-    rest, err = process.communicate(timeout=120)
+    rest, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "synthetic data, not CIFAR-10" in before[0]
     assert "Stopped, checkpoint in " in err and "Traceback" not in err
@@ -190,7 +190,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     done = EPOCH_LINE.findall("".join(before) + rest)
     assert 0 < len(done) < 6, "stopped before all six epochs of two arms"
 
-    again = subprocess.run(command, timeout=120, **pipes)
+    again = subprocess.run(command, timeout=300, **pipes)
     assert again.returncode == 0, again.stderr
     assert done + EPOCH_LINE.findall(again.stdout) == [
         (arm, "0", str(epoch)) for arm in ("Adam + Lookahead", "Adam") for epoch in (1, 2, 3)
@@ -335,7 +335,7 @@ def test_wrong_uses_of_the_module_are_refused(monkeypatch, capsys, tmp_path, arg
 
 def test_the_module_runs_as_a_command():
     command = [sys.executable, "-m", "jaxresnet", "summary", "--width", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     params = jaxresnet.count_params(ModelConfig(width=8))
     assert f"{params:,} parameters" in done.stdout
@@ -344,3 +344,16 @@ def test_the_module_runs_as_a_command():
 def test_the_runs_here_are_those_of_the_other_tests():
     """Else these tests would compile their own."""
     assert parse(None, BASE, []).config.optim == RUN.optim
+
+
+@pytest.mark.parametrize("flags", [["--no-lookahead"], ["--seeds", "1", "--no-lookahead", "--protocol", "published"]])
+def test_a_flag_that_the_arms_set_themselves_is_refused(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", *flags])
+
+    def arms(config):
+        return {name: replace(config, optim=replace(config.optim, lookahead=name == "with")) for name in ("with", "no")}
+
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment("script", None, published["adam_512"].config, arms)
+    assert stopped.value.code == 2
+    assert "--lookahead: has no effect here" in capsys.readouterr().err

@@ -186,8 +186,8 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_batch_statistics_count_a_batch_once_that_every_device_computes(tiny_data):
-    """A last batch of one image, on 8x8 maps: the unbiased variance divides by 63, not by 8 * 64 - 1."""
-    config = replace(RUN, model=ModelConfig(stage_sizes=(1, 1, 1), width=2, pool_size=8), batch_size=8)
+    """A last batch of one image, on 32x32 maps: the unbiased variance divides by 1023, not by 8 * 1024 - 1."""
+    config = replace(RUN, batch_size=8)
     images, labels = tiny_data.train.images[:9], tiny_data.train.labels[:9]
     states = []
     for devices in (jax.devices()[:1], jax.devices()):

@@ -1,5 +1,7 @@
 """One step against the same computed plainly, sums that count every image, and the scan against single steps."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,7 @@ def test_a_scanned_epoch_equals_single_steps(one_device, scanning, train):
 
 def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, train, tiny_data):
     """250 images in batches of 100, 100 and 50, on fast and on slow weights."""
-    config = STEADY_PARTIAL
+    config = replace(STEADY_PARTIAL, optim=replace(STEADY_PARTIAL.optim, learning_rate=0.1))  # far apart
     by_batch = make_engine(config, NUM_TRAIN, one_device)
     state, _ = run_epochs(by_batch, config, train, num_epochs=2)
     images, labels = train[0][:250], train[1][:250]
@@ -130,7 +132,7 @@ def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, trai
             assert int(sums.count) == 250
             np.testing.assert_allclose(averages(sums), (loss, accuracy), rtol=1e-5)
         scores[weights] = loss
-    assert abs(scores["fast"] - scores["slow"]) > 1e-5, "the two kinds of weights are different networks"
+    assert abs(scores["fast"] - scores["slow"]) > 1e-3, "the two kinds of weights are different networks"
 
 
 def test_bad_step_is_the_first_that_is_not_finite(one_device, train):
