@@ -15,6 +15,7 @@ from jaxresnet.compare import Comparison, Hooks, compare
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
+from jaxresnet.experiment import Experiment
 from jaxresnet.model import Model, ResNet, build_model, count_params
 from jaxresnet.optim import lookahead, make_optimizer, make_schedule
 from jaxresnet.predict import predict
@@ -35,6 +36,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpochPlan",
+    "Experiment",
     "Hooks",
     "Interrupted",
     "Model",

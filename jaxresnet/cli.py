@@ -1,65 +1,73 @@
-"""The command line that all experiment scripts share: flags to configs, a first line, the comparison, a last page."""
+"""The command line that all experiment scripts share: flags to configs, a first line, the comparisons, a last page."""
 
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from jaxresnet.compare import Hooks, check_comparison, compare
-from jaxresnet.config import ModelConfig, TrainConfig, differing_fields, to_dict
+from jaxresnet.compare import Hooks, check_comparison, compare, pending
+from jaxresnet.config import ModelConfig, TrainConfig, differing_fields, field_names, field_value, to_dict
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, UserError
-from jaxresnet.progress import Progress, duration
-from jaxresnet.published import intended
+from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
+from jaxresnet.progress import PlannedRun, Progress, duration
+from jaxresnet.published import SOURCE, published_run
+from jaxresnet.report import Report
 from jaxresnet.summary import count_macs
 from jaxresnet.train import Interrupted
-
-MakeArms = Callable[[TrainConfig], Mapping[str, TrainConfig]]
-
-# The demo: small enough for three minutes on two CPU cores. No smaller last batch, so one shape to compile.
-DEMO_WIDTH = 16
-DEMO: dict[str, Any] = {"batch_size": 64, "num_epochs": 5, "eval_batch_size": 512}
-DEMO_TRAIN, DEMO_VAL, DEMO_TEST = 2048, 512, 1024
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of every experiment script; below them every field of the run's configuration, by its own name."""
+    """Flags of every experiment script; below them every field of the runs' configuration, by its own name."""
 
     demo: bool = False  # a small built-in synthetic data set and a narrow network: minutes on a CPU, no download
-    protocol: Literal["published", "intended"] = "intended"  # as the published project did it, or as it was meant
+    protocol: Literal["published", "intended", "both"] = "intended"  # as the published project did it, or as it meant
+    only: tuple[str, ...] = ()  # names of comparisons to run, of those that this script has
     seeds: tuple[int, ...] = (0, 1, 2)  # each arm runs once with each; arms are compared seed by seed
+    devices: Literal["data", "runs"] = "data"  # several devices share every batch, or each has a run of its own
     data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
-    out: Path | None = None  # folder of the results; default out/<script>, out/<script>-demo and so on
-    config: TrainConfig = field(default_factory=TrainConfig)
+    out: Path | None = None  # folder of the results; default out/<comparison>; with several, the folder around theirs
+    config: TrainConfig = field(default_factory=TrainConfig)  # defaults are those of the first arm
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        return ("published", "intended") if self.protocol == "both" else (self.protocol,)
 
 
-def run_experiment(
-    name: str,
-    description: str | None,
-    base: TrainConfig,
-    make_arms: MakeArms,
-    published: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+class Planned(NamedTuple):
+    """One comparison that a command is about to run, and the folder of its results."""
+
+    name: str
+    protocol: str
+    arms: dict[str, TrainConfig]
+    out: Path
+
+
+def run_experiment(experiment: Experiment) -> None:
     """The `main` of an experiment script.
 
-    base: the configuration as published, which flags change. make_arms(config) -> {arm name: config}.
-    published: {arm: {"best": percent, "source": text}}, set beside the results of `--protocol published`.
-    Exits with status 0, with 2 after a user's error, or with 130 after Ctrl-C, when the same command continues.
+    Published figures are set beside the arms that repeat a published run. Exits with status 0, with 2 after a user's
+    error, or with 130 after Ctrl-C, when the same command continues.
     """
+    with exit_status():
+        options, fields = parse(experiment, sys.argv[1:])
+        run_comparisons(plan(experiment, options, fields), options, load_data(options, experiment.demo_images))
+
+
+@contextmanager
+def exit_status() -> Any:
+    """Turns a user's error and an interruption into a line on stderr and the exit status."""
     try:
-        options = parse(description, base, sys.argv[1:])
-        arms = dict(make_arms(options.config))
-        _refuse_flags_without_effect(options.config, defaults(base, options.protocol, options.demo), make_arms)
-        _run(name, options, arms, published if _like_published(options, base) else None)
+        yield
     except (Interrupted, KeyboardInterrupt) as e:
         where = f", {e}" if isinstance(e, Interrupted) else ""
         print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
@@ -73,10 +81,11 @@ def fail(error: UserError) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Options:
-    """The flags in `argv`. --protocol and --demo are read first, since the other flags' defaults follow from them.
+def parse(experiment: Experiment, argv: list[str]) -> tuple[Options, dict[str, Any]]:
+    """The flags in `argv`, and the fields of the configuration that they set, which hold for every arm.
 
-    Raises ConfigError for values that no run can have; exits with status 2 and the nearest names for unknown flags.
+    --protocol, --demo and --only are read first, since the other flags' defaults follow from them. Raises ConfigError
+    for values that no run can have; exits with status 2 and the nearest names for unknown flags.
     """
     import tyro
 
@@ -89,107 +98,166 @@ def parse(description: str | None, base: TrainConfig, argv: list[str]) -> Option
                 value = arg.partition("=")[2]
         return value
 
-    demo = "--demo" in argv
-    default = Options(demo=demo, config=defaults(base, value_of("--protocol"), demo))
+    demo, protocol, name = "--demo" in argv, value_of("--protocol"), value_of("--only")
+    if name is None or name not in experiment.comparisons:
+        name = next(iter(experiment.comparisons))
+    arms = experiment.arms(name, "published" if protocol == "published" else "intended", demo)
+    base = next(iter(arms.values()))
     options = tyro.cli(
-        Options, default=default, args=argv, description=description or "", config=(tyro.conf.OmitArgPrefixes,)
+        Options,
+        default=Options(demo=demo, config=base),
+        args=argv,
+        description=experiment.description,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    if (options.protocol == "published", options.demo) != (value_of("--protocol") == "published", demo):
+    if (options.protocol == "published", options.demo) != (protocol == "published", demo):
         raise ConfigError("--protocol and --demo set the other flags' defaults: give each once")
     if options.config.seed != base.seed:
         raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
-    return options
+    for name in options.only:
+        if name not in experiment.comparisons:
+            raise ConfigError(f"--only {name}: must be one of {', '.join(experiment.comparisons)}")
+    # Fields that differ from the default, and those that are named although they do not.
+    named = {arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for arg in argv}
+    lines = differing_fields(to_dict(base), to_dict(options.config))
+    given = {line.partition(":")[0].rpartition(".")[2] for line in lines} | (named & field_names(base))
+    return options, {name: field_value(options.config, name) for name in sorted(given)}
 
 
-def defaults(base: TrainConfig, protocol: str | None, demo: bool) -> TrainConfig:
-    """The configuration that flags change."""
-    config = base if protocol == "published" else intended(base)
-    if not demo:
-        return config
-    model = replace(config.model, width=DEMO_WIDTH)
-    return replace(config, **DEMO, model=model, val_size=DEMO_VAL if config.val_size else 0)
+def plan(experiment: Experiment, options: Options, fields: Mapping[str, Any]) -> list[Planned]:
+    """The comparisons that `options` ask for, each with its arms and its folder."""
+    names = options.only or [name for name in experiment.comparisons if name not in experiment.optional]
+    pairs = [(name, protocol) for name in dict.fromkeys(names) for protocol in options.protocols]
+    around = options.out or Path("out")
+    alone = options.out is not None and len(pairs) == 1
+    demo = "-demo" if options.demo else ""
+    return [
+        Planned(
+            name,
+            protocol,
+            experiment.arms(name, protocol, options.demo, fields),
+            around if alone else around / f"{name}{PROTOCOLS[protocol]}{demo}",
+        )
+        for name, protocol in pairs
+    ]
 
 
-def _refuse_flags_without_effect(config: TrainConfig, default: TrainConfig, make_arms: MakeArms) -> None:
-    """Raise ConfigError for a flag that the arms of the script set themselves."""
-    given = differing_fields(to_dict(default), to_dict(config))
-    changed = differing_fields(
-        {arm: to_dict(c) for arm, c in make_arms(default).items()},
-        {arm: to_dict(c) for arm, c in make_arms(config).items()},
-    )
-    for line in given:
-        name = line.partition(":")[0]
-        if not any(f".{name}:" in f".{other}" for other in changed):
-            flag = name.rpartition(".")[2].replace("_", "-")
-            raise ConfigError(f"--{flag}: has no effect here, the arms of this comparison set it themselves")
-
-
-def _like_published(options: Options, base: TrainConfig) -> bool:
-    """Whether the published figures belong beside these results: same data, same run."""
-    return not options.demo and options.config == base
-
-
-def _run(
-    name: str, options: Options, arms: dict[str, TrainConfig], published: Mapping[str, Mapping[str, Any]] | None
-) -> None:
-    data = _load(options)
-    suffix = ("-published" if options.protocol == "published" else "") + ("-demo" if options.demo else "")
-    out = options.out or Path("out") / (name + suffix)
-    config = options.config
-    check_comparison(arms, options.seeds, data)
-    print(first_line(options, data, arms), flush=True)
-    images = (config.train_size or data.train.num_examples) - config.val_size
+def run_comparisons(planned: Sequence[Planned], options: Options, data: Dataset) -> list[Report]:
+    """Run every planned comparison or what is missing of it, and print table, verdict and paths of each."""
+    for one in planned:
+        check_comparison(one.arms, options.seeds, data, devices=_devices_of_a_run(options))
+    for one in planned:
+        print(first_line(one, options, data))
+    runs = {
+        (one.out, arm, seed): _planned_run(one, arm, seed, data, done)
+        for one in planned
+        for arm, seed, done in pending(one.arms, options.seeds, one.out)
+    }
+    left = [run for run in runs.values() if not run.done]
+    skipped = f" ({len(runs) - len(left)} of {len(runs)} runs are finished)" if len(left) < len(runs) else ""
+    if left:
+        seconds = expected_seconds(left, options)
+        print(f"expect about {duration(seconds)} of training, plus compiling{skipped}", flush=True)
     start = time.perf_counter()
-    runs = [(arm, seed) for seed in options.seeds for arm in arms]
-    with _stop_on_signal() as stop, Progress(runs, images, config.num_epochs) as progress:
-        hooks = Hooks(progress.on_run, progress.on_epoch, progress.on_progress, stop)
-        report = compare(
-            arms, options.seeds, data, out, name=name, protocol=options.protocol, published=published, hooks=hooks
-        ).report
-    print(f"\n{report.table}\n\n{report.verdict}\n")
-    print(f"figure   {report.figure}\nresults  {out}\ntook     {duration(time.perf_counter() - start)}")
+    reports = []
+    with _stop_on_signal() as stop, Progress(list(runs.values())) as progress:
+        for one in planned:
+            hooks = _hooks(
+                progress, {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}, stop
+            )
+            comparison = compare(
+                one.arms,
+                options.seeds,
+                data,
+                one.out,
+                name=one.name,
+                protocol=one.protocol,
+                published={} if options.demo else published_figures(one.arms),
+                spread=options.devices,
+                hooks=hooks,
+            )
+            report = comparison.report
+            progress.print(f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}")
+            reports.append(report)
+    print(f"took     {duration(time.perf_counter() - start)}")
+    return reports
 
 
-def _load(options: Options) -> Dataset:
+def _hooks(progress: Progress, runs: Mapping[tuple[str, int], PlannedRun], should_stop: Callable[[], bool]) -> Hooks:
+    return Hooks(
+        lambda arm, seed: progress.on_run(runs[arm, seed]),
+        lambda arm, seed, rows: progress.on_epoch(runs[arm, seed], rows),
+        lambda arm, seed, epoch, images: progress.on_progress(runs[arm, seed], epoch, images),
+        should_stop,
+    )
+
+
+def published_figures(arms: Arms) -> dict[str, dict[str, Any]]:
+    """{arm: {"best": percent, "source": text}} of the arms that repeat a published run."""
+    found = {arm: published_run(config) for arm, config in arms.items()}
+    return {
+        arm: {"run": match[0], "best": match[1].best, "last": match[1].last, "source": SOURCE}
+        for arm, match in found.items()
+        if match
+    }
+
+
+def load_data(options: Options, demo_images: int) -> Dataset:
     if options.demo:
         from jaxresnet.synthetic import make_synthetic
 
         if options.data_dir is not None:
             raise ConfigError("--demo runs on its own synthetic data: leave --data-dir out, or leave --demo out")
-        return make_synthetic(DEMO_TRAIN + DEMO_VAL, DEMO_TEST)
+        return make_synthetic(demo_images + DEMO_VAL, DEMO_TEST)
     from jaxresnet.cifar10 import load_cifar10
 
     return load_cifar10(options.data_dir)
 
 
-def first_line(options: Options, data: Dataset, arms: Mapping[str, TrainConfig]) -> str:
-    """Device, precision, data set, arms, seeds, and the time to expect."""
+def _devices_of_a_run(options: Options) -> Any:
+    """The devices that share one run's batches; None for all local ones."""
+    import jax
+
+    return jax.local_devices()[:1] if options.devices == "runs" else None
+
+
+def _planned_run(one: Planned, arm: str, seed: int, data: Dataset, done: bool) -> PlannedRun:
+    config = one.arms[arm]
+    images = (config.train_size or data.train.num_examples) - config.val_size
+    return PlannedRun(arm, seed, images, config.num_epochs, 3 * count_macs(config.model), done, str(one.out))
+
+
+def first_line(one: Planned, options: Options, data: Dataset) -> str:
+    """Comparison, device, precision, data set, arms, seeds; settings in which the arms differ, each once."""
     import jax
 
     from jaxresnet.environment import device_name
 
+    def of(name: str, form: str = "{:,}") -> str:
+        return " / ".join(dict.fromkeys(form.format(field_value(config, name)) for config in one.arms.values()))
+
     devices = jax.local_devices()
-    config = options.config
-    count = f"{len(devices)} x " if len(devices) > 1 else ""
+    sharing = {"data": "sharing batches", "runs": "a run each"}[options.devices]
+    count = f"{len(devices)} ({sharing}) x " if len(devices) > 1 else ""
     kind = f"{data.name}: synthetic data, not CIFAR-10" if data.synthetic else data.name
-    network = f"width {config.model.width}, " if config.model != ModelConfig(precision=config.model.precision) else ""
-    images = (config.train_size or data.train.num_examples) - config.val_size
-    seconds = expected_seconds(arms.values(), data.train.num_examples) * len(options.seeds)
+    models = [config.model for config in one.arms.values()]
+    usual = all(model == ModelConfig(precision=model.precision) for model in models)
+    network = "" if usual else f"width {of('width')}, "
+    images = dict.fromkeys(f"{(c.train_size or data.train.num_examples) - c.val_size:,}" for c in one.arms.values())
     return (
-        f"{count}{device_name(devices[0])} | {config.model.precision} | {kind}, {images:,} training images | {network}"
-        f"{config.num_epochs} epochs, batch {config.batch_size} | {' vs '.join(arms)} | {options.protocol} protocol | "
-        f"seeds {', '.join(map(str, options.seeds))} | expect about {duration(seconds)} of training, plus compiling"
+        f"{one.name} | {one.protocol} protocol | {count}{device_name(devices[0])} | {of('precision', '{}')} | {kind}, "
+        f"{' / '.join(images)} training images | {network}{of('num_epochs')} epochs, batch {of('batch_size')} | "
+        f"{' vs '.join(one.arms)} | seeds {', '.join(map(str, options.seeds))}"
     )
 
 
-def expected_seconds(configs: Iterable[TrainConfig], num_images: int) -> float:
-    """A rough guess for one run of each, from the speed of a matrix product measured now. Epoch lines tell better."""
+def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
+    """A rough guess for all `runs`, from the speed of a matrix product measured now. Epoch lines tell better."""
     import jax
     import jax.numpy as jnp
 
     size = 1024 if jax.local_devices()[0].platform == "cpu" else 8192
-    configs = list(configs)
-    a = jnp.ones((size, size), configs[0].model.precision)
+    a = jnp.ones((size, size), options.config.model.precision)
     product = jax.jit(jnp.matmul)
     times = []
     for _ in range(6):  # the best of them: other programs can only slow it down
@@ -198,8 +266,7 @@ def expected_seconds(configs: Iterable[TrainConfig], num_images: int) -> float:
         times.append(time.perf_counter() - start)
     macs_per_second = size**3 / min(times) * jax.local_device_count()
     efficiency = 0.4  # of a training step against a matrix product, roughly what CPUs and GPUs were seen to reach
-    macs = sum(3 * count_macs(c.model) * ((c.train_size or num_images) - c.val_size) * c.num_epochs for c in configs)
-    return macs / (efficiency * macs_per_second)
+    return sum(run.work for run in runs) / (efficiency * macs_per_second)
 
 
 @contextmanager

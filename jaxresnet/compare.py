@@ -1,9 +1,13 @@
 """A comparison: arms times seeds, one run each, on disk and resumable."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import Queue
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -32,15 +36,17 @@ class Comparison(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What a comparison tells its caller while it runs. All may be None.
+    """What a comparison tells its caller while it runs. All may be None; with spread="runs" they are called from
+    several threads.
 
-    on_run(arm, seed): a run starts or continues. on_epoch(history): rows so far, the last one new.
-    on_progress(epoch, images done in it). should_stop(): True saves a checkpoint and raises `train.Interrupted`.
+    on_run(arm, seed): a run starts or continues. on_epoch(arm, seed, history): rows so far, the last one new.
+    on_progress(arm, seed, epoch, images done in it).
+    should_stop(): True saves a checkpoint and raises `train.Interrupted`.
     """
 
     on_run: Callable[[str, int], None] | None = None
-    on_epoch: Callable[[list[Row]], None] | None = None
-    on_progress: Callable[[int, int], None] | None = None
+    on_epoch: Callable[[str, int, list[Row]], None] | None = None
+    on_progress: Callable[[str, int, int, int], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
 
@@ -54,49 +60,101 @@ def compare(
     protocol: str = "intended",
     published: Mapping[str, Mapping[str, Any]] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    spread: Literal["data", "runs"] = "data",
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> Comparison:
     """Train every arm with every seed, or what is missing of it in `out`, then write tables and figure.
 
     arms: {name: config}; each config's own seed is replaced. seeds: each runs every arm before the next seed starts,
     so that an unfinished comparison holds pairs. published: {arm: {"best": percent, "source": text}}, shown beside.
+    devices: default all local ones. spread: "data" shares every batch among them, one run after another; "runs" gives
+    each device a run of its own, as many at a time as there are devices. The results agree to rounding.
 
     Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
     seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ.
     """
-    check_comparison(arms, seeds, data, devices)
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    teams = [(device,) for device in devices] if spread == "runs" else [devices]
+    check_comparison(arms, seeds, data, teams[0])
     names = slugs(arms)
     out = Path(out)
     _claim(out, arms, seeds, data, name, protocol, published)
-    for seed in seeds:
-        for arm, config in arms.items():
-            rows, scores = rows_path(out, arm, seed), scores_path(out, arm, seed)
-            if rows.is_file() and scores.is_file():
-                continue
-            if hooks.should_stop and hooks.should_stop():
-                raise Interrupted(f"results so far in {out}")
-            if hooks.on_run:
-                hooks.on_run(arm, seed)
 
-            def on_epoch(history: list[Row], rows: Path = rows) -> None:
-                write_rows(rows, history)
-                if hooks.on_epoch:
-                    hooks.on_epoch(history)
+    def run(arm: str, seed: int, team: Sequence[jax.Device], should_stop: Callable[[], bool]) -> None:
+        if should_stop():
+            raise Interrupted(f"results so far in {out}")
+        if hooks.on_run:
+            hooks.on_run(arm, seed)
+        rows = rows_path(out, arm, seed)
 
-            workdir = out / "checkpoints" / f"{names[arm]}-seed{seed}"
-            result: Result = fit(
-                replace(config, seed=seed),
-                data,
-                workdir,
-                devices=devices,
-                on_epoch=on_epoch,
-                on_progress=hooks.on_progress,
-                should_stop=hooks.should_stop,
-            )
-            write_rows(rows, result.history)  # also when all its epochs were in the checkpoint
-            # A comparison may be finished on another machine or version than it was begun on: each run says its own.
-            write_json(scores, {"arm": arm, **result.summary, "environment": environment()})
+        def on_epoch(history: list[Row]) -> None:
+            write_rows(rows, history)
+            if hooks.on_epoch:
+                hooks.on_epoch(arm, seed, history)
+
+        config = replace(arms[arm], seed=seed)
+        result: Result = fit(
+            config,
+            data,
+            out / "checkpoints" / f"{names[arm]}-seed{seed}",
+            devices=team,
+            on_epoch=on_epoch,
+            on_progress=hooks.on_progress and partial(hooks.on_progress, arm, seed),
+            should_stop=should_stop,
+        )
+        write_rows(rows, result.history)  # also when all its epochs were in the checkpoint
+        # A comparison may be finished on another machine or version than it was begun on: each run says its own.
+        made = {"config": to_dict(config), "environment": environment(team)}
+        write_json(scores_path(out, arm, seed), {"arm": arm, **result.summary, **made})
+
+    waiting = [(arm, seed) for arm, seed, done in pending(arms, seeds, out) if not done]
+    _spread(waiting, teams, run, hooks.should_stop or (lambda: False))
     return Comparison(out, render(out))
+
+
+def pending(arms: Iterable[str], seeds: Sequence[int], out: str | Path) -> list[tuple[str, int, bool]]:
+    """(arm, seed, whether it is finished in `out`) of every run, in the order in which they run."""
+    return [
+        (arm, seed, rows_path(out, arm, seed).is_file() and scores_path(out, arm, seed).is_file())
+        for seed in seeds
+        for arm in arms
+    ]
+
+
+def _spread(
+    runs: Sequence[tuple[str, int]],
+    teams: Sequence[Sequence[jax.Device]],
+    run: Callable[[str, int, Sequence[jax.Device], Callable[[], bool]], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Call run(arm, seed, team, should_stop) for every run, each team of devices with one at a time.
+
+    When one fails the others stop as if asked to, with their checkpoints saved, and its error is raised.
+    """
+    if len(teams) == 1:
+        for arm, seed in runs:
+            run(arm, seed, teams[0], should_stop)
+        return
+    free: Queue[Sequence[jax.Device]] = Queue()
+    for team in teams:
+        free.put(team)
+    failed = threading.Event()
+
+    def take_turn(arm: str, seed: int) -> None:
+        team = free.get()
+        try:
+            run(arm, seed, team, lambda: failed.is_set() or should_stop())
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            free.put(team)
+
+    with ThreadPoolExecutor(len(teams)) as pool:
+        turns = [pool.submit(take_turn, arm, seed) for arm, seed in runs]
+    errors = [error for turn in turns if (error := turn.exception())]
+    for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
+        raise error
 
 
 def check_comparison(

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -206,6 +207,37 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         names = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise ConfigError(f"{where}: expected {names}, found {value!r}")
     return value
+
+
+def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
+    """`config` with the named fields replaced, wherever in the nested configs they are: names are unique."""
+    changed: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            changed[f.name] = with_fields(value, values)
+        elif f.name in values:
+            changed[f.name] = values[f.name]
+    return dataclasses.replace(config, **changed)
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """{name: value} of all fields, those of nested configs included: names are unique."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        flat |= _flat(value) if dataclasses.is_dataclass(value) else {f.name: value}
+    return flat
+
+
+def field_names(config: Any) -> set[str]:
+    """Names of all fields, those of nested configs included."""
+    return set(_flat(config))
+
+
+def field_value(config: Any, name: str) -> Any:
+    """The value of a field, wherever in the nested configs it is."""
+    return _flat(config)[name]
 
 
 def differing_fields(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

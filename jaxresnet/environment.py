@@ -5,16 +5,18 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
-def environment() -> dict[str, Any]:
-    """JSON types. `commit` ends in "-dirty" where the checkout had changes, and is None outside a checkout."""
+def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
+    """JSON types. devices: those in use, default all local ones. `commit` ends in "-dirty" where the checkout had
+    changes, and is None outside a checkout."""
     import jax
 
-    devices = jax.local_devices()
+    devices = devices or jax.local_devices()
     return {
         "jaxresnet": _version("jaxresnet"),
         **{name: _version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},

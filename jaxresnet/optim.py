@@ -18,7 +18,10 @@ ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
 
 
 class Hypers(NamedTuple):
-    """The numbers of an optimiser that change no shape, as Python floats or float32 scalars."""
+    """The numbers of an optimiser that change no shape, as Python floats or float32 scalars.
+
+    learning_rate: the peak; for the steps of `steps.make_steps`, (steps_per_epoch,), the rates of an epoch.
+    """
 
     learning_rate: float | Array
     b1: float | Array
@@ -31,6 +34,13 @@ class Hypers(NamedTuple):
 
 def hypers_of(config: OptimConfig) -> Hypers:
     return Hypers(*(getattr(config, name) for name in Hypers._fields))
+
+
+def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int) -> Hypers:
+    """The numbers for the steps of one epoch: learning_rate is (steps_per_epoch,) float32, a rate a step."""
+    counts = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
+    rates = make_schedule(config, steps_per_epoch, num_epochs)(counts)
+    return hypers_of(config)._replace(learning_rate=rates)
 
 
 def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:

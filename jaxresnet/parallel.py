@@ -23,7 +23,7 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers
 from jaxresnet.state import TrainState
-from jaxresnet.steps import AXIS, make_steps, num_batches
+from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
 
 Devices = tuple[jax.Device, ...]
 
@@ -64,7 +64,7 @@ class Program:
 
 
 class Engine:
-    """The compiled programs of all runs that differ only in seed and in the optimiser's numbers.
+    """The compiled programs of all runs that differ only in seed, schedule and the optimiser's numbers.
 
     On accelerators one dispatch runs a whole epoch. On CPU each step is a dispatch of its own: inside a loop body
     XLA:CPU computes weight gradients with a naive convolution, measured 50 times slower.
@@ -118,12 +118,14 @@ class Engine:
     ) -> tuple[TrainState, TrainTotals]:
         """Run the steps of one epoch from `first_step` on. `state` and `totals` are consumed.
 
+        hypers: see `optim.epoch_hypers`; one learning rate for all steps does, too.
         after_step(images done in this epoch, state, totals): called after every dispatch, which is a step on CPU;
         True stops there.
         """
         start_preparing = time.perf_counter()
         plan = replicate(self._plan(state.key, epoch), self.devices)
-        hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
+        rates = jnp.broadcast_to(hypers.learning_rate, (steps_per_epoch(self._num_train, self._batch_size),))
+        hypers = replicate(jax.tree.map(jnp.float32, hypers._replace(learning_rate=rates)), self.devices)
         if not self._prepare_seconds:
             self._prepare_seconds = time.perf_counter() - start_preparing
         if self.whole_epochs and first_step == 0:
@@ -162,8 +164,8 @@ class Engine:
 
 
 def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device] | None = None) -> Engine:
-    """The engine for a run. Runs that differ only in seed and in the optimiser's numbers share one, and so share its
-    compiled programs."""
+    """The engine for a run. Runs that differ only in seed, length, schedule and the optimiser's numbers share one, and
+    so share its compiled programs."""
     devices = tuple(jax.local_devices() if devices is None else devices)
     # Evaluation batches that divide over the devices: their size has no effect on the result.
     rounded = -(-config.eval_batch_size // len(devices)) * len(devices)
@@ -176,12 +178,13 @@ _cached_engine = cache(Engine)
 def _without_numbers(config: TrainConfig) -> TrainConfig:
     """`config` with everything that is an argument of the compiled programs, or unused in them, set to a default."""
     defaults, run = OptimConfig(), TrainConfig()
-    numbers = {name: getattr(defaults, name) for name in Hypers._fields}
-    optim = replace(config.optim, **numbers)
+    numbers = (*Hypers._fields, "schedule", "schedule_unit", "schedule_length", "warmup_fraction")
+    optim = replace(config.optim, **{name: getattr(defaults, name) for name in numbers})
     return replace(
         config,
         optim=optim,
         seed=0,
+        num_epochs=1,
         train_size=None,
         val_size=0,
         selection="last",

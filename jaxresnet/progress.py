@@ -1,25 +1,50 @@
 """What a person sees while runs go on: a live line with rich on a terminal, one plain line an epoch otherwise."""
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxresnet.train import Row
 
 
-class Progress:
-    """Counts images over all runs of a comparison, so that bar, clock and time left are those of the whole.
+@dataclass(frozen=True)
+class PlannedRun:
+    """images: trained an epoch. macs: multiply-adds for each. done: finished by an earlier call."""
 
-    runs: (arm, seed) of every run in their order; those that an earlier call finished are counted as done.
-    images_per_epoch: training images. num_epochs: of each run. Use as a context manager.
+    arm: str
+    seed: int
+    images: int
+    num_epochs: int
+    macs: int
+    done: bool = False
+    comparison: str = ""
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the whole run."""
+        return self.images * self.num_epochs * self.macs
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+
+class Progress:
+    """Counts multiply-adds over all runs of all comparisons, so that bar, clock and time left are those of the whole.
+
+    Runs may go on at the same time, from several threads. Use as a context manager.
     """
 
-    def __init__(self, runs: Sequence[tuple[str, int]], images_per_epoch: int, num_epochs: int):
-        self._runs, self._per_epoch, self._num_epochs = list(runs), images_per_epoch, num_epochs
-        self._run = 0
-        self._images, self._seconds = 0, 0.0  # trained in the epochs that this process finished
-        self._since: tuple[int, float] | None = None  # images of this epoch and clock, from where speed is measured
+    def __init__(self, runs: Sequence[PlannedRun]):
+        self._lock = threading.RLock()
+        self._total = sum(run.work for run in runs)
+        self._done = {run: run.work if run.done else 0 for run in runs}
+        self._since: dict[PlannedRun, tuple[int, float]] = {}  # work and clock from where an epoch's speed is measured
+        self._active: set[PlannedRun] = set()
+        self._work, self._seconds = 0, 0.0  # in the epochs that this process finished
         self._bar: Any = None
         self._task: Any = None
 
@@ -36,8 +61,7 @@ class Progress:
             )
             columns = (TimeElapsedColumn(), BarColumn(bar_width=16), speed, name)
             self._bar = Progress(*columns, console=Console(), transient=True, expand=True)
-            total = len(self._runs) * self._num_epochs * self._per_epoch
-            self._task = self._bar.add_task("", total=total, speed="starting")
+            self._task = self._bar.add_task("", total=self._total, speed="starting")
             self._bar.start()
         return self
 
@@ -45,33 +69,39 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def on_run(self, arm: str, seed: int) -> None:
-        self._run, self._since = self._runs.index((arm, seed)), None
-        if self._bar is not None:
-            self._bar.update(
-                self._task, completed=self._done(0, 0), description=self._name, speed="starting, may compile"
-            )
+    def on_run(self, run: PlannedRun) -> None:
+        with self._lock:
+            self._active.add(run)
+            if self._bar is not None:
+                done = sum(self._done.values())
+                self._bar.update(self._task, completed=done, description=run.name, speed="starting, may compile")
 
-    def on_progress(self, epoch: int, images: int) -> None:
+    def on_progress(self, run: PlannedRun, epoch: int, images: int) -> None:
         """After every step on CPU. On accelerators an epoch is one dispatch, and `on_epoch` is all there is."""
-        now = time.perf_counter()
-        if self._since is None:  # the step before compiled, or continued an epoch that another process began
-            self._since = images, now
-            return
-        images_before, start = self._since
-        self._show(epoch, images, self._speed(images - images_before, now - start))
+        with self._lock:
+            now, done = time.perf_counter(), (epoch * run.images + images) * run.macs
+            self._done[run] = done
+            if run not in self._since:  # the step before compiled, or continued an epoch that another process began
+                self._since[run] = done, now
+                return
+            done_before, start = self._since[run]
+            self._show(run, self._speed(done - done_before, now - start))
 
-    def on_epoch(self, history: list[Row]) -> None:
+    def on_epoch(self, run: PlannedRun, history: list[Row]) -> None:
         row, epochs = history[-1], len(history)
-        self._images += self._per_epoch
-        self._seconds += row["seconds"]
-        speed = self._speed()
-        self._show(epochs, 0, speed)
-        parts = [f"{self._name}: epoch {epochs}/{self._num_epochs}", _scores(row, "train")]
-        parts += [_scores(row, name) for name in ("val", "test") if row[f"{name}_accuracy"] is not None]
-        parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:,.0f} images/s"]
-        self.print("  ".join([*parts, f"about {self._left(epochs, 0, speed)} left"]))
-        self._since = 0, time.perf_counter()
+        with self._lock:
+            self._work += run.images * run.macs
+            self._seconds += row["seconds"]
+            self._done[run] = epochs * run.images * run.macs
+            speed = self._speed()
+            self._show(run, speed)
+            parts = [f"{run.name}: epoch {epochs}/{run.num_epochs}", _scores(row, "train")]
+            parts += [_scores(row, name) for name in ("val", "test") if row[f"{name}_accuracy"] is not None]
+            parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:,.0f} images/s"]
+            self.print("  ".join([*parts, f"about {self._left(speed)} left"]))
+            self._since[run] = self._done[run], time.perf_counter()
+            if epochs == run.num_epochs:
+                self._active.discard(run)
 
     def print(self, text: str) -> None:
         if self._bar is not None:
@@ -80,27 +110,20 @@ class Progress:
         else:
             print(text, flush=True)
 
-    @property
-    def _name(self) -> str:
-        arm, seed = self._runs[self._run]
-        return f"{arm}, seed {seed}"
+    def _speed(self, work: int = 0, seconds: float = 0.0) -> float:
+        """Multiply-adds a second of one run in this process, with those of an unfinished epoch: steadier than that of
+        one step."""
+        return (self._work + work) / max(self._seconds + seconds, 1e-9)
 
-    def _done(self, epoch: int, images: int) -> int:
-        """Images of all runs so far."""
-        return (self._run * self._num_epochs + epoch) * self._per_epoch + images
+    def _left(self, speed: float) -> str:
+        left = self._total - sum(self._done.values())
+        return duration(left / max(speed * max(1, len(self._active)), 1e-9))
 
-    def _speed(self, images: int = 0, seconds: float = 0.0) -> float:
-        """Images a second in this process, with those of an unfinished epoch: steadier than that of one step."""
-        return (self._images + images) / max(self._seconds + seconds, 1e-9)
-
-    def _left(self, epoch: int, images: int, speed: float) -> str:
-        left = len(self._runs) * self._num_epochs * self._per_epoch - self._done(epoch, images)
-        return duration(left / max(speed, 1e-9))
-
-    def _show(self, epoch: int, images: int, speed: float) -> None:
+    def _show(self, run: PlannedRun, speed: float) -> None:
         if self._bar is not None:
-            text = f"{speed:,.0f} images/s, {self._left(epoch, images, speed)} left"
-            self._bar.update(self._task, completed=self._done(epoch, images), speed=text)
+            images = speed / run.macs * max(1, len(self._active))
+            text = f"{images:,.0f} images/s, {self._left(speed)} left"
+            self._bar.update(self._task, completed=sum(self._done.values()), description=run.name, speed=text)
 
 
 def _scores(row: Row, name: str) -> str:

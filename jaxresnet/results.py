@@ -2,7 +2,7 @@
 
     out/config.json                     the arms, the seeds, the data set, the environment
     out/runs/<slug>-seed<k>.jsonl       one run, a row an epoch
-    out/runs/<slug>-seed<k>.json        the same run's scores, written once, when it has finished
+    out/runs/<slug>-seed<k>.json        the same run's scores, config and environment, written when it has finished
     out/summary.json, summary.md, figure.png    derived from the above by `jaxresnet.report`
 
 Files are replaced whole, never appended to, so a reader sees the old one or the new one. Keys keep the order in which

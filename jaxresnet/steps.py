@@ -6,6 +6,7 @@ devices are then averages of equals, and the result is the same without padding 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ class Steps(NamedTuple):
 
     init(seed) -> TrainState
     plan(key_data, epoch) -> EpochPlan
-    train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals)
+    train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals);
+        hypers.learning_rate: (steps_per_epoch,) float32, the epoch's rates, so that one program serves all schedules
     train_epoch(state, totals, hypers, images, labels, plan, rank) -> (state, totals), all steps of the epoch
     evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
     evaluate_all(variables, sums, images, labels, rank) -> sums, over all examples
@@ -53,14 +55,17 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: str) -> Steps:
-    """The functions of a run. Seed and numbers of the optimiser are arguments of theirs, not read from `config`.
+    """The functions of a run. Seed, schedule and numbers of the optimiser are arguments of theirs, not read from
+    `config`.
 
     platform: "cpu", "gpu" or "tpu", where the functions will run.
     """
     model = build_model(config.model, AXIS, platform)
     whole_batch_model = build_model(config.model, None, platform)  # for batches that every device computes alike
-    optim = config.optim
-    optimizer = partial(make_optimizer, optim, steps_per_epoch(num_train, config.batch_size), config.num_epochs)
+    # The schedule comes in as numbers, a rate a step.
+    optim = replace(config.optim, schedule="constant", schedule_unit="step", schedule_length=None)
+    optimizer = partial(make_optimizer, optim, 1, 1)
+    num_steps = steps_per_epoch(num_train, config.batch_size)
 
     def share(start: Array, rank: Array, batch_size: int) -> tuple[Array, int, Callable[[Any], Any]]:
         """(first row, number of rows, how to total over devices) of this device's part of a batch."""
@@ -99,7 +104,8 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
 
         grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
         grads = lax.pmean(grads, AXIS)
-        updates, opt_state = optimizer(hypers).update(grads, state.opt_state, state.params)
+        rate = jnp.asarray(hypers.learning_rate)[state.step % num_steps]
+        updates, opt_state = optimizer(hypers._replace(learning_rate=rate)).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         slow_batch_stats = sync_batch_stats(
             state.slow_batch_stats, batch_stats, opt_state, optim.sync_period, hypers.slow_step_size

@@ -16,7 +16,7 @@ from jaxresnet.config import TrainConfig, differing_fields, to_dict
 from jaxresnet.dataset import Dataset, Split, split_validation
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
 from jaxresnet.metrics import TrainTotals, averages
-from jaxresnet.optim import hypers_of, make_schedule
+from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine, make_engine, replicate
 from jaxresnet.state import TrainState, eval_variables
 from jaxresnet.steps import steps_per_epoch
@@ -170,10 +170,11 @@ class _Run:
             stopped = bool(should_stop and should_stop()) and images_done < self.num_train
             return stopped or int(totals.bad_step) >= 0
 
-        start, compiling = time.perf_counter(), self.engine.compile_seconds
         images, labels = self.data["train"]
+        hypers = epoch_hypers(config.optim, self.steps, config.num_epochs, epoch)
+        start, compiling = time.perf_counter(), self.engine.compile_seconds
         self.state, self.totals = self.engine.train_epoch(
-            self.state, self.totals, hypers_of(config.optim), images, labels, epoch, first_step, after_step
+            self.state, self.totals, hypers, images, labels, epoch, first_step, after_step
         )
         bad_step = int(self.totals.bad_step)  # waits for the device, for the clock: else once more, after evaluation
         seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)

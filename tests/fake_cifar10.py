@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tiny import collect_garbage
 
 from jaxresnet import cifar10_files, cifar10_tfds
 from jaxresnet.cifar10_files import BATCHES, label_crc32
@@ -57,6 +58,7 @@ def isolated_fakes(monkeypatch, tmp_path: Path) -> Iterator[dict[str, Split]]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cifar10_tfds, "default_tfds_dir", lambda: tmp_path / "tensorflow_datasets")
     monkeypatch.setattr(cifar10_tfds, "download_and_prepare", no_download)
+    collect_garbage()  # of tests before, whose warnings are not this one's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield splits

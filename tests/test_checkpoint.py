@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import assert_same_bits
+from tiny import assert_same_bits, collect_garbage
 
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.errors import ResultsError
@@ -15,6 +15,12 @@ from jaxresnet.parallel import replicate
 from jaxresnet.state import TrainState
 
 RECORD = {"config": {"optim": {"eps": 1e-08}, "stage_sizes": [1, 1]}, "history": [{"val_loss": None}], "seconds": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def leave_no_abandoned_reads():
+    yield
+    collect_garbage()
 
 
 def make_state(step, num_devices=1):

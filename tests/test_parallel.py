@@ -158,13 +158,13 @@ def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
     for same in (
         replace(RUN, seed=3, selection="test", test_every_epoch=True, eval_weights="fast"),
         replace(RUN, optim=replace(RUN.optim, **numbers)),
+        replace(RUN, num_epochs=4, optim=replace(RUN.optim, schedule="onecycle", schedule_unit="epoch")),
     ):
         assert make_engine(same, 256, one) is engine
     for different in (
         replace(RUN, optim=replace(RUN.optim, lookahead=False)),
         replace(RUN, optim=replace(RUN.optim, sync_period=6)),
         replace(RUN, batch_size=32),
-        replace(RUN, num_epochs=4),  # the schedule's length
         replace(RUN, augment=replace(RUN.augment, flip=False)),
     ):
         assert make_engine(different, 256, one) is not engine

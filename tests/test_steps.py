@@ -12,7 +12,7 @@ from tiny import STEADY_PARTIAL, assert_same_to_rounding, numpy_scores
 from jaxresnet.augment import augment_batch, epoch_plan
 from jaxresnet.metrics import averages
 from jaxresnet.model import build_model
-from jaxresnet.optim import hypers_of, make_optimizer
+from jaxresnet.optim import epoch_hypers, make_optimizer
 from jaxresnet.parallel import Engine, make_engine
 from jaxresnet.state import TrainState, create_train_state, eval_variables, sync_batch_stats
 from jaxresnet.steps import num_batches, steps_per_epoch
@@ -42,10 +42,10 @@ def train(tiny_data):
 def run_epochs(engine, config, train, num_epochs=1, after_step=None):
     """(state, totals of the last epoch), from the config's seed."""
     state = engine.init(config.seed)
+    steps = steps_per_epoch(len(train[0]), config.batch_size)
     for epoch in range(num_epochs):
-        state, totals = engine.train_epoch(
-            state, engine.zero_totals(), hypers_of(config.optim), *train, epoch, after_step=after_step
-        )
+        hypers = epoch_hypers(config.optim, steps, config.num_epochs, epoch)
+        state, totals = engine.train_epoch(state, engine.zero_totals(), hypers, *train, epoch, after_step=after_step)
     return state, totals
 
 

@@ -4,6 +4,9 @@ Compiling is what these tests cost, and engines are shared by all runs of a proc
 optimiser's numbers: so most tests take `RUN` or `PARTIAL` on one or on eight devices, and change numbers only.
 """
 
+import gc
+import sys
+import warnings
 from dataclasses import replace
 
 import jax
@@ -91,3 +94,16 @@ def numpy_scores(config, state: TrainState, split, weights):
 def splits(config, data):
     """(train, validation) as a run of `config` sees them."""
     return split_validation(data.train, config.val_size, config.seed)
+
+
+def collect_garbage():
+    """Collect it now, without a word. After a failed restore Orbax leaves reads that it never awaited: whenever they
+    are collected, they warn and print tracebacks, and a test that happens to run then and takes warnings for errors
+    would fail for them."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = before
