@@ -1,10 +1,10 @@
 """Adam with and without Lookahead on CIFAR-10, batch 512.
 
-python experiments/adam_lookahead.py --demo                        minutes on a CPU, synthetic data
-python experiments/adam_lookahead.py                               the real thing, as it was meant
-python experiments/adam_lookahead.py --protocol published          exactly what was published
-python experiments/adam_lookahead.py --only adam_lookahead-weights Lookahead's slow against its fast weights
-python experiments/adam_lookahead.py --only adam_lookahead-sync    sync periods 1, 5, 10 x slow step sizes 0.5, 0.8
+$ python experiments/adam_lookahead.py --demo                        minutes on a CPU, synthetic data
+$ python experiments/adam_lookahead.py                               the real thing, as it was meant
+$ python experiments/adam_lookahead.py --protocol published          exactly what was published
+$ python experiments/adam_lookahead.py --only adam_lookahead-weights Lookahead's slow against its fast weights
+$ python experiments/adam_lookahead.py --only adam_lookahead-sync    sync periods 1, 5, 10 x slow step sizes 0.5, 0.8
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ def as_intended(arm: str, config: jr.TrainConfig) -> jr.TrainConfig:
 
 COMPARISONS = {"adam_lookahead": MAIN, "adam_lookahead-weights": WEIGHTS, "adam_lookahead-sync": SYNC}
 OPTIONAL = ("adam_lookahead-weights", "adam_lookahead-sync")
-EXPERIMENT = jr.Experiment(__doc__, COMPARISONS, OPTIONAL, as_intended, demo_images=2048)
+EXPERIMENT = jr.Experiment(__doc__, COMPARISONS, OPTIONAL, as_intended, demo_images=3584)
 
 if __name__ == "__main__":
     jr.run_experiment(EXPERIMENT)

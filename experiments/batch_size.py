@@ -1,8 +1,8 @@
 """Batch sizes 128, 256 and 512 on CIFAR-10: Adam in Lookahead at learning rate 1e-2, whatever the batch size.
 
-python experiments/batch_size.py --demo                  minutes on a CPU, synthetic data
-python experiments/batch_size.py                         as it was meant
-python experiments/batch_size.py --protocol both         and as it was published, one after the other
+$ python experiments/batch_size.py --demo                  minutes on a CPU, synthetic data
+$ python experiments/batch_size.py                         as it was meant
+$ python experiments/batch_size.py --protocol both         and as it was published, one after the other
 """
 
 import jaxresnet as jr

@@ -1,8 +1,8 @@
 """Learning rates 1e-1, 1e-2, 1e-3 and 1e-6 on CIFAR-10: Adam in Lookahead, batch 256. One program serves all four.
 
-python experiments/learning_rate.py --demo                  minutes on a CPU, synthetic data
-python experiments/learning_rate.py                         as it was meant
-python experiments/learning_rate.py --protocol both         and as it was published, one after the other
+$ python experiments/learning_rate.py --demo                  minutes on a CPU, synthetic data
+$ python experiments/learning_rate.py                         as it was meant
+$ python experiments/learning_rate.py --protocol both         and as it was published, one after the other
 """
 
 import jaxresnet as jr

@@ -1,8 +1,8 @@
 """Constant, cosine and OneCycle learning rates on CIFAR-10: Adam without Lookahead, 31 epochs, batch 512 and 128.
 
-python experiments/schedulers.py --demo                  minutes on a CPU, synthetic data
-python experiments/schedulers.py                         as it was meant: schedules move every step, over the run
-python experiments/schedulers.py --protocol both         and as it was published, one after the other
+$ python experiments/schedulers.py --demo                  minutes on a CPU, synthetic data
+$ python experiments/schedulers.py                         as it was meant: schedules move every step, over the run
+$ python experiments/schedulers.py --protocol both         and as it was published, one after the other
 
 As published, schedules move once an epoch and over the wrong length: OneCycle then is a constant 4e-4, and cosine
 hardly decays. Its published cosine runs have Lookahead or 51 epochs, so only OneCycle's figures belong here.

@@ -15,12 +15,14 @@ from jaxresnet.compare import Comparison, Hooks, compare
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
+from jaxresnet.evaluate_runs import evaluate_runs
 from jaxresnet.experiment import Experiment
 from jaxresnet.model import Model, ResNet, build_model, count_params
+from jaxresnet.model_table import measure_models, problem_here, published_models, widest_under_budget
 from jaxresnet.optim import lookahead, make_optimizer, make_schedule
 from jaxresnet.predict import predict
 from jaxresnet.published import SOURCE, Published, intended, published
-from jaxresnet.report import render
+from jaxresnet.report import Report, TreeReport, render, render_tree
 from jaxresnet.state import TrainState, create_train_state, eval_variables
 from jaxresnet.summary import count_macs, summary
 from jaxresnet.synthetic import make_synthetic
@@ -44,12 +46,14 @@ __all__ = [
     "NonFiniteError",
     "OptimConfig",
     "Published",
+    "Report",
     "ResNet",
     "Result",
     "ResultsError",
     "Split",
     "TrainConfig",
     "TrainState",
+    "TreeReport",
     "UserError",
     "augment_batch",
     "build_model",
@@ -59,6 +63,7 @@ __all__ = [
     "create_train_state",
     "epoch_plan",
     "eval_variables",
+    "evaluate_runs",
     "fit",
     "from_dict",
     "intended",
@@ -67,10 +72,15 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_synthetic",
+    "measure_models",
     "predict",
+    "problem_here",
     "published",
+    "published_models",
     "render",
+    "render_tree",
     "run_experiment",
     "summary",
     "to_dict",
+    "widest_under_budget",
 ]

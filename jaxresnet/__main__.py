@@ -21,11 +21,20 @@ def main() -> None:
 
     @subcommands.command(name="report")
     def _(folder: tyro.conf.Positional[Path]) -> None:
-        """Redraw table and figure of a comparison from its folder, without training."""
-        from jaxresnet.report import render
+        """Redraw tables, figures and report.html of a comparison, or of a folder of comparisons, without training."""
+        from jaxresnet.report import render, render_tree
+        from jaxresnet.results import config_path
 
-        report = render(folder)
-        print(f"{report.table}\n\n{report.verdict}\n\nfigure  {report.figure}")
+        if config_path(folder).is_file():
+            report = render(folder)
+            print(f"{report.table}\n\n{report.verdict}\n\nfigure  {report.figure}\npage    {report.html}")
+            return
+        tree = render_tree(folder)
+        for name, report in tree.reports.items():
+            print(f"{name}\n{report.verdict}\n")
+        print(f"{tree.table}\n\npage    {tree.html}")
+        for name, reason in tree.skipped.items():
+            print(f"skipped {name}: {reason}")
 
     try:
         subcommands.cli(prog="python -m jaxresnet", description=__doc__)

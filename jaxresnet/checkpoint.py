@@ -4,6 +4,7 @@ A checkpoint holds arrays (the train state and the epoch's running totals) and a
 history, position). The only file that knows Orbax, which is imported when a checkpoint is first touched.
 """
 
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ import jax
 from jaxresnet.errors import ResultsError
 from jaxresnet.metrics import TrainTotals
 from jaxresnet.state import TrainState
+
+# Runs of several devices save from several threads. Orbax numbers its operations for the whole process and looks the
+# number up again while it works: of two at once, one waits for the other's signals and fails after minutes.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Saved(NamedTuple):
@@ -72,7 +77,8 @@ class Checkpoints:
         if any(c.step == step for c in self._orbax.checkpoints):
             return
         arrays = {"state": state, "totals": totals}
-        self._orbax.save(step, arrays, custom_metadata=record)
+        with _ONE_AT_A_TIME:
+            self._orbax.save(step, arrays, custom_metadata=record)
 
     def last_step(self) -> int | None:
         """The newest checkpoint's step, None where there is none."""
@@ -95,7 +101,8 @@ class Checkpoints:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), {"state": state, "totals": totals}
         )
         try:
-            arrays = self._orbax.load(step, abstract)
+            with _ONE_AT_A_TIME:
+                arrays = self._orbax.load(step, abstract)
         except (ValueError, OSError, KeyError) as e:
             raise ResultsError(
                 f"{self.directory}/{step}: the checkpoint cannot be read ({str(e).splitlines()[0]}). "

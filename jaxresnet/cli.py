@@ -7,60 +7,54 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jaxresnet.compare import Hooks, check_comparison, compare, pending
-from jaxresnet.config import ModelConfig, TrainConfig, differing_fields, field_names, field_value, to_dict
+from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
-from jaxresnet.errors import ConfigError, UserError
+from jaxresnet.errors import ConfigError, ResultsError, UserError
 from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
+from jaxresnet.options import Options, parse
 from jaxresnet.progress import PlannedRun, Progress, duration
 from jaxresnet.published import SOURCE, published_run
-from jaxresnet.report import Report
+from jaxresnet.report import Report, render, render_tree
 from jaxresnet.summary import count_macs
 from jaxresnet.train import Interrupted
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
-@dataclass(frozen=True)
-class Options:
-    """Flags of every experiment script; below them every field of the runs' configuration, by its own name."""
-
-    demo: bool = False  # a small built-in synthetic data set and a narrow network: minutes on a CPU, no download
-    protocol: Literal["published", "intended", "both"] = "intended"  # as the published project did it, or as it meant
-    only: tuple[str, ...] = ()  # names of comparisons to run, of those that this script has
-    seeds: tuple[int, ...] = (0, 1, 2)  # each arm runs once with each; arms are compared seed by seed
-    devices: Literal["data", "runs"] = "data"  # several devices share every batch, or each has a run of its own
-    data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
-    out: Path | None = None  # folder of the results; default out/<comparison>; with several, the folder around theirs
-    config: TrainConfig = field(default_factory=TrainConfig)  # defaults are those of the first arm
-
-    @property
-    def protocols(self) -> tuple[str, ...]:
-        return ("published", "intended") if self.protocol == "both" else (self.protocol,)
-
-
 class Planned(NamedTuple):
     """One comparison that a command is about to run, and the folder of its results."""
 
+    experiment: Experiment
     name: str
     protocol: str
     arms: dict[str, TrainConfig]
     out: Path
 
 
-def run_experiment(experiment: Experiment) -> None:
-    """The `main` of an experiment script.
+def run_experiment(*experiments: Experiment, description: str | None = None, protocol: str = "intended") -> None:
+    """The `main` of an experiment script. Several experiments end in one page over all their folders.
 
+    description: printed by --help, default the first experiment's. protocol: the default of `--protocol`.
     Published figures are set beside the arms that repeat a published run. Exits with status 0, with 2 after a user's
     error, or with 130 after Ctrl-C, when the same command continues.
     """
     with exit_status():
-        options, fields = parse(experiment, sys.argv[1:])
-        run_comparisons(plan(experiment, options, fields), options, load_data(options, experiment.demo_images))
+        description = description or experiments[0].description
+        options, fields = parse(experiments, sys.argv[1:], description, protocol)
+        planned = plan(experiments, options, fields)
+        if fields and not planned:
+            flags = ", ".join("--" + name.replace("_", "-") for name in fields)
+            raise ConfigError(f"{flags}: no effect here, as no network is trained; --train trains, where a script can")
+        run_measurements(experiments, options)
+        if planned:
+            run_comparisons(planned, options)
+        if len(experiments) > 1:
+            tree = render_tree(options.out or Path("out"))
+            print(f"\n{tree.table}\n\npage     {tree.html}")
 
 
 @contextmanager
@@ -81,103 +75,82 @@ def fail(error: UserError) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-def parse(experiment: Experiment, argv: list[str]) -> tuple[Options, dict[str, Any]]:
-    """The flags in `argv`, and the fields of the configuration that they set, which hold for every arm.
-
-    --protocol, --demo and --only are read first, since the other flags' defaults follow from them. Raises ConfigError
-    for values that no run can have; exits with status 2 and the nearest names for unknown flags.
-    """
-    import tyro
-
-    def value_of(flag: str) -> str | None:
-        value = None  # the last one counts, as it does for tyro
-        for i, arg in enumerate(argv):
-            if arg == flag:
-                value = argv[i + 1] if i + 1 < len(argv) else None
-            elif arg.startswith(flag + "="):
-                value = arg.partition("=")[2]
-        return value
-
-    demo, protocol, name = "--demo" in argv, value_of("--protocol"), value_of("--only")
-    if name is None or name not in experiment.comparisons:
-        name = next(iter(experiment.comparisons))
-    arms = experiment.arms(name, "published" if protocol == "published" else "intended", demo)
-    base = next(iter(arms.values()))
-    options = tyro.cli(
-        Options,
-        default=Options(demo=demo, config=base),
-        args=argv,
-        description=experiment.description,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    if (options.protocol == "published", options.demo) != (protocol == "published", demo):
-        raise ConfigError("--protocol and --demo set the other flags' defaults: give each once")
-    if options.config.seed != base.seed:
-        raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
-    for name in options.only:
-        if name not in experiment.comparisons:
-            raise ConfigError(f"--only {name}: must be one of {', '.join(experiment.comparisons)}")
-    # Fields that differ from the default, and those that are named although they do not.
-    named = {arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for arg in argv}
-    lines = differing_fields(to_dict(base), to_dict(options.config))
-    given = {line.partition(":")[0].rpartition(".")[2] for line in lines} | (named & field_names(base))
-    return options, {name: field_value(options.config, name) for name in sorted(given)}
-
-
-def plan(experiment: Experiment, options: Options, fields: Mapping[str, Any]) -> list[Planned]:
+def plan(experiments: Sequence[Experiment], options: Options, fields: Mapping[str, Any]) -> list[Planned]:
     """The comparisons that `options` ask for, each with its arms and its folder."""
-    names = options.only or [name for name in experiment.comparisons if name not in experiment.optional]
-    pairs = [(name, protocol) for name in dict.fromkeys(names) for protocol in options.protocols]
-    around = options.out or Path("out")
-    alone = options.out is not None and len(pairs) == 1
-    demo = "-demo" if options.demo else ""
     return [
-        Planned(
-            name,
-            protocol,
-            experiment.arms(name, protocol, options.demo, fields),
-            around if alone else around / f"{name}{PROTOCOLS[protocol]}{demo}",
-        )
-        for name, protocol in pairs
+        Planned(experiment, name, protocol, experiment.arms(name, protocol, options.demo, fields), folder)
+        for experiment, name, protocol, folder in _asked(experiments, options)
+        if name in experiment.comparisons
     ]
 
 
-def run_comparisons(planned: Sequence[Planned], options: Options, data: Dataset) -> list[Report]:
+def run_measurements(experiments: Sequence[Experiment], options: Options) -> None:
+    """Run the measurements that `options` ask for and that are not there yet."""
+    for experiment, name, _, folder in _asked(experiments, options):
+        if name not in experiment.measurements:
+            continue
+        if (folder / "measurement.json").is_file():
+            print(f"{folder} is there already: remove it to measure again")
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ResultsError(f"{folder}: cannot write results there ({e.strerror}); choose another folder") from e
+        print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
+
+
+def _asked(experiments: Sequence[Experiment], options: Options) -> list[tuple[Experiment, str, str, Path]]:
+    """(experiment, name, protocol, folder) of every measurement and comparison that `options` ask for."""
+    asked = [
+        (experiment, name, protocol)
+        for experiment in experiments
+        for name in experiment.select(options.only, options.all)
+        for protocol in (options.protocols if name in experiment.comparisons else ("intended",))
+    ]
+    if options.out is not None and len(asked) == len(experiments) == 1:
+        return [(*asked[0], options.out)]
+    around, demo = options.out or Path("out"), "-demo" if options.demo else ""
+    return [(e, name, protocol, around / f"{name}{PROTOCOLS[protocol]}{demo}") for e, name, protocol in asked]
+
+
+def run_comparisons(planned: Sequence[Planned], options: Options) -> list[Report]:
     """Run every planned comparison or what is missing of it, and print table, verdict and paths of each."""
+    data = _load_data(options, planned)
     for one in planned:
-        check_comparison(one.arms, options.seeds, data, devices=_devices_of_a_run(options))
+        check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
     for one in planned:
-        print(first_line(one, options, data))
+        print(first_line(one, options, data[one.out]))
     runs = {
-        (one.out, arm, seed): _planned_run(one, arm, seed, data, done)
+        (one.out, arm, seed): _planned_run(one, arm, seed, data[one.out], done)
         for one in planned
         for arm, seed, done in pending(one.arms, options.seeds, one.out)
     }
     left = [run for run in runs.values() if not run.done]
-    skipped = f" ({len(runs) - len(left)} of {len(runs)} runs are finished)" if len(left) < len(runs) else ""
     if left:
+        skipped = f", {len(runs) - len(left)} of {len(runs)} runs being finished" if len(left) < len(runs) else ""
         seconds = expected_seconds(left, options)
         print(f"expect about {duration(seconds)} of training, plus compiling{skipped}", flush=True)
     start = time.perf_counter()
     reports = []
     with _stop_on_signal() as stop, Progress(list(runs.values())) as progress:
         for one in planned:
-            hooks = _hooks(
-                progress, {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}, stop
-            )
+            mine = {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}
             comparison = compare(
                 one.arms,
                 options.seeds,
-                data,
+                data[one.out],
                 one.out,
                 name=one.name,
                 protocol=one.protocol,
                 published={} if options.demo else published_figures(one.arms),
                 spread=options.devices,
-                hooks=hooks,
+                hooks=_hooks(progress, mine, stop),
             )
             report = comparison.report
-            progress.print(f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}")
+            progress.print(f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}\n")
+            if one.experiment.after:
+                progress.print(one.experiment.after(one.out, data[one.out]) + "\n")
+                report = render(one.out)  # its page shows what `after` wrote
             reports.append(report)
     print(f"took     {duration(time.perf_counter() - start)}")
     return reports
@@ -202,16 +175,18 @@ def published_figures(arms: Arms) -> dict[str, dict[str, Any]]:
     }
 
 
-def load_data(options: Options, demo_images: int) -> Dataset:
+def _load_data(options: Options, planned: Sequence[Planned]) -> dict[Path, Dataset]:
+    """{folder of a comparison: its data set}: CIFAR-10 for all of them, or each demo's own synthetic images."""
     if options.demo:
         from jaxresnet.synthetic import make_synthetic
 
-        if options.data_dir is not None:
-            raise ConfigError("--demo runs on its own synthetic data: leave --data-dir out, or leave --demo out")
-        return make_synthetic(demo_images + DEMO_VAL, DEMO_TEST)
+        sizes = {one.experiment.demo_images for one in planned}
+        made = {size: make_synthetic(size + DEMO_VAL, DEMO_TEST) for size in sizes}
+        return {one.out: made[one.experiment.demo_images] for one in planned}
     from jaxresnet.cifar10 import load_cifar10
 
-    return load_cifar10(options.data_dir)
+    data = load_cifar10(options.data_dir)
+    return {one.out: data for one in planned}
 
 
 def _devices_of_a_run(options: Options) -> Any:

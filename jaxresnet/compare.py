@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,8 @@ def compare(
     Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
     seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ.
     """
+    if spread not in ("data", "runs"):
+        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
     devices = tuple(jax.local_devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
     check_comparison(arms, seeds, data, teams[0])
@@ -129,7 +131,8 @@ def _spread(
 ) -> None:
     """Call run(arm, seed, team, should_stop) for every run, each team of devices with one at a time.
 
-    When one fails the others stop as if asked to, with their checkpoints saved, and its error is raised.
+    When one fails, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
+    is raised.
     """
     if len(teams) == 1:
         for arm, seed in runs:
@@ -152,6 +155,11 @@ def _spread(
 
     with ThreadPoolExecutor(len(teams)) as pool:
         turns = [pool.submit(take_turn, arm, seed) for arm, seed in runs]
+        try:
+            wait(turns)
+        except BaseException:  # Ctrl-C, which only this thread hears of
+            failed.set()
+            raise
     errors = [error for turn in turns if (error := turn.exception())]
     for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
         raise error

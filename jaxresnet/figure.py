@@ -6,11 +6,14 @@ or evaluation) say the same again in grey.
 """
 
 import io
+import math
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxresnet.published import published
 from jaxresnet.results import Results, Run
 
 if TYPE_CHECKING:
@@ -21,18 +24,38 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours: the pairs repeat after 56 arms
 DPI = 150
+GREY = "#555555"
+# A loss of ln 10 = 2.3 is guessing among ten classes. The loss axis always reaches a little above it, and beyond only
+# as far as the bulk of the curves does: a first epoch at 30 would press everything else into a line at the bottom.
+LOSS_SCALE = 1.25 * math.log(10)
 
 
 def draw_figure(results: Results, title: str, as_published: str) -> bytes:
     """The figure as PNG bytes. `as_published` labels what was chosen on the test set."""
-    from matplotlib import style
+    return to_png(lambda: make_figure(results, title, as_published))
 
-    # The user's own style (a dark one, say) is set aside while drawing and is back afterwards.
+
+def to_png(make: "Callable[[], Figure]") -> bytes:
+    """PNG bytes of the figure that `make` returns, drawn in Matplotlib's default style.
+
+    The user's own style (a dark one, say) is set aside while drawing and is back afterwards."""
+    from matplotlib import style
+    from PIL import Image
+
+    drawn, png = io.BytesIO(), io.BytesIO()
     with style.context("default"):
-        figure = make_figure(results, title, as_published)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})  # no version: same runs, same bytes
+        make().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})  # no version: same runs, same bytes
+    # 256 colours, which no eye tells from all of them here, in a third of the bytes.
+    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(png, format="png", dpi=(DPI, DPI), optimize=True)
     return png.getvalue()
+
+
+def tidy(axes: "Axes") -> None:
+    """The common look: a light grid behind the data and no frame on two sides."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def make_figure(results: Results, title: str, as_published: str) -> "Figure":
@@ -55,9 +78,10 @@ def make_figure(results: Results, title: str, as_published: str) -> "Figure":
             if split:
                 _draw_curve(axes, runs, f"{split}_{quantity}", f"{arm}, {_NAMES[split]}", look, shift, training=False)
         _draw_scores(accuracy, results, arm, look, shift + 0.05 * one_epoch)
-        if published := results.published.get(arm):
-            label = f"{arm}, published {published['best']:.2f} %"
-            accuracy.axhline(published["best"], color=look["color"], linestyle=":", linewidth=1.5, label=label)
+        if entry := results.published.get(arm):
+            _draw_published(accuracy, entry, arm, look, beside=one_epoch)
+    if rows:
+        _limit_loss(loss, drawn, split)
 
     for axes, label in ((loss, "loss (nats)"), (accuracy, "accuracy (%)")):
         axes.set(xlabel="epoch (the first is 0)", ylabel=label)
@@ -65,20 +89,18 @@ def make_figure(results: Results, title: str, as_published: str) -> "Figure":
             axes.set(xlim=(rows[0]["epoch"] - 0.5, rows[0]["epoch"] + 0.5), xticks=[rows[0]["epoch"]])
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if not rows:
             axes.text(0.5, 0.5, "no finished epoch yet", transform=axes.transAxes, ha="center")
     figure.suptitle(textwrap.fill(title, 100))
-    handles = _legend_handles(results, split, as_published)
+    handles = _legend_handles(results, split)
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(3, max(1, 143 // (longest + 9)))  # the figure is 143 characters wide; 9 for sample and gap
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=columns,
-        title=_caption(drawn, "bars" if one_epoch else "bands"),
+        title=_caption(results, drawn, "bars" if one_epoch else "bands", as_published),
         frameon=False,
         fontsize=9,
         title_fontsize=9,
@@ -108,13 +130,11 @@ def _draw_curve(
     axes: "Axes", runs: list[Run], key: str, label: str, look: dict[str, Any], shift: float, training: bool
 ) -> None:
     """The mean of `key` over the runs, at the epochs that all of them measured, with a band from least to most."""
-    series = [{row["epoch"]: row[key] for row in run.rows if row.get(key) is not None} for run in runs]
-    epochs = sorted(set.intersection(*map(set, series))) if series else []
-    if not epochs:
+    epochs, values = _values(runs, key)
+    if not len(epochs):
         return
-    values = np.array([[one[epoch] for epoch in epochs] for one in series])  # (seeds, epochs)
     mean, low, high = values.mean(0), values.min(0), values.max(0)
-    x = np.array(epochs) + shift
+    x = epochs + shift
     line_style = {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"} if training else {"linewidth": 1.8}
     every = max(1, len(epochs) // 10)  # markers tell the arms apart; on every epoch of 51 they would hide the line
     axes.plot(x, mean, label=label, markersize=5, markevery=every, **look, **line_style)
@@ -122,6 +142,88 @@ def _draw_curve(
         axes.fill_between(x, low, high, color=look["color"], alpha=0.12 if training else 0.25, linewidth=0)
     elif len(runs) > 1:  # a band of one epoch has no width
         axes.vlines(x, low, high, color=look["color"], linewidth=1.2)
+
+
+def _values(runs: list[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs (n,) that all runs measured `key` at, and its values (seeds, n)."""
+    series = [{row["epoch"]: row[key] for row in run.rows if row.get(key) is not None} for run in runs]
+    epochs = sorted(set.intersection(*map(set, series))) if series else []
+    return np.array(epochs), np.array([[one[epoch] for epoch in epochs] for one in series])
+
+
+def _limit_loss(axes: "Axes", drawn: dict[str, list[Run]], split: str | None) -> None:
+    """Cut the loss axis where few wild epochs would flatten all others, and say what lies off the scale."""
+    keys = {"training": "train_loss", **({_NAMES[split]: f"{split}_loss"} if split else {})}
+    # {(arm, curve): (epochs, the highest over the seeds)}
+    highest: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    for arm, runs in drawn.items():
+        for name, key in keys.items():
+            epochs, values = _values(runs, key)
+            if len(epochs):
+                highest[arm, name] = epochs, values.max(0)
+    every = np.concatenate([values for _, values in highest.values()])
+    scale = max(3 * float(np.median(every)), LOSS_SCALE)
+    if every.max() <= 1.5 * scale:
+        return
+    axes.set_ylim(bottom=0, top=1.05 * max(float(every[every <= scale].max()), LOSS_SCALE))
+    looks = {arm: _look(index) for index, arm in enumerate(drawn)}
+    lines = []
+    for (arm, name), (epochs, values) in highest.items():
+        off = values > axes.get_ylim()[1]
+        if not off.any():
+            continue
+        # An arrow head at the upper edge, above each point that is missing.
+        axes.plot(
+            epochs[off],
+            np.ones(off.sum()),
+            transform=axes.get_xaxis_transform(),
+            linestyle="none",
+            marker="^",
+            markersize=8,
+            color=looks[arm]["color"],
+            markeredgecolor="black",
+            markeredgewidth=0.6,
+            clip_on=False,
+            zorder=6,
+            label=f"{arm}, {name}, off the scale",
+        )
+        worst = int(values.argmax())
+        others = f" and {off.sum() - 1} more" if off.sum() > 1 else ""
+        lines.append(f"{textwrap.shorten(arm, 34)}, {name}: {values[worst]:.3g} at epoch {epochs[worst]}{others}")
+    shown = lines if len(lines) <= 6 else [*lines[:5], f"and {len(lines) - 5} other curves"]
+    axes.text(
+        0.98,
+        0.96,
+        "\n".join(["off the scale (▲):", *shown]),
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+        zorder=7,
+        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "#bbbbbb"},
+    )
+
+
+def _draw_published(axes: "Axes", entry: dict[str, Any], arm: str, look: dict[str, Any], beside: bool) -> None:
+    """The published best: the arm's own mark, large and hollow, at its epoch.
+
+    At the right edge where that epoch is not known, or with `beside`."""
+    known = published.get(entry.get("run", ""))
+    epoch = None if beside else entry.get("best_epoch", known.best_epoch if known else None)
+    axes.plot(
+        [1.0 if epoch is None else epoch],
+        [entry["best"]],
+        transform=axes.get_yaxis_transform() if epoch is None else axes.transData,
+        linestyle="none",
+        marker=look["marker"],
+        markersize=12,
+        markerfacecolor="none",
+        markeredgecolor=look["color"],
+        markeredgewidth=2.2,
+        clip_on=False,
+        zorder=6,
+        label=f"{arm}, published {entry['best']:.2f} %",
+    )
 
 
 def _draw_scores(axes: "Axes", results: Results, arm: str, look: dict[str, Any], shift: float) -> None:
@@ -136,7 +238,7 @@ def _draw_scores(axes: "Axes", results: Results, arm: str, look: dict[str, Any],
         )
 
 
-def _legend_handles(results: Results, split: str | None, as_published: str) -> "list[Line2D]":
+def _legend_handles(results: Results, split: str | None) -> "list[Line2D]":
     """Arms by colour and marker, then what the line styles mean, so the legend does not grow as arms times styles."""
     from matplotlib.lines import Line2D
 
@@ -145,24 +247,29 @@ def _legend_handles(results: Results, split: str | None, as_published: str) -> "
         unfinished = all(run.scores is None for run in runs.values())
         label = textwrap.fill(arm + " (no run finished)" * unfinished, 60)
         handles.append(Line2D([], [], markersize=5, label=label, **_look(index)))
-    grey: dict[str, Any] = {"color": "#555555"}
+    grey: dict[str, Any] = {"color": GREY}
     handles.append(Line2D([], [], linestyle="--", linewidth=1.2, label="training, mean over the epoch", **grey))
     if split:
         handles.append(Line2D([], [], linewidth=1.8, label=_NAMES[split], **grey))
     if results.selections:
-        label = "test score of a run" + f", {as_published}" * ("test" in results.selections)
-        handles.append(Line2D([], [], linestyle="none", marker="*", markersize=11, label=label, **grey))
+        handles.append(Line2D([], [], linestyle="none", marker="*", markersize=11, label="test score of a run", **grey))
     if results.published:
-        label = f"published figure, {as_published}"
-        handles.append(Line2D([], [], linestyle=":", linewidth=1.5, label=label, **grey))
+        hollow: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2}
+        handles.append(
+            Line2D([], [], linestyle="none", marker="o", label="published (the arm's mark)", **hollow, **grey)
+        )
     return handles
 
 
-def _caption(drawn: dict[str, list[Run]], spread: str) -> str:
+def _caption(results: Results, drawn: dict[str, list[Run]], spread: str, as_published: str) -> str:
+    """What lines and bands are, and under it which marks were chosen on the test set."""
     counts = sorted({len(runs) for runs in drawn.values() if runs})
     if not counts:
-        return "no run yet"
-    if counts == [1]:
-        return "one seed"
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"lines: mean over {seeds} seeds; {spread}: least to most over the seeds"
+        text = "no run yet"
+    elif counts == [1]:
+        text = "one seed"
+    else:
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        text = f"lines: mean over {seeds} seeds; {spread}: least to most over the seeds"
+    marks = ["test scores"] * ("test" in results.selections) + ["published figures"] * bool(results.published)
+    return text + f"\n{' and '.join(marks)}: {as_published}" * bool(marks)

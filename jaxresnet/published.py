@@ -11,6 +11,7 @@ November 2022; one seed each. `published[name].config` does what those notebooks
 `intended(config)` is the same run as it was meant.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -78,12 +79,29 @@ def intended(config: TrainConfig) -> TrainConfig:
 def published_run(config: TrainConfig) -> tuple[str, Published] | None:
     """(name, run) of the published run that `config` repeats, whatever its seed and arithmetic; None if there is none.
 
-    A run as it was meant repeats none: compare `intended` of the published configs for that."""
+    A run as it was meant repeats none: `intended_run` finds those."""
+    return _repeated(config, lambda as_published: as_published)
 
-    def essence(c: TrainConfig) -> TrainConfig:
-        return replace(c, seed=0, eval_batch_size=1, model=replace(c.model, precision="float32"))
 
+def intended_run(config: TrainConfig) -> tuple[str, Published] | None:
+    """(name, run) of the published run that `config` repeats as it was meant, whatever its seed and arithmetic."""
+    return _repeated(config, intended)
+
+
+def _repeated(config: TrainConfig, protocol: Callable[[TrainConfig], TrainConfig]) -> tuple[str, Published] | None:
     for name, run in published.items():
-        if essence(run.config) == essence(config):
+        if _essence(protocol(run.config)) == _essence(config):
             return name, run
     return None
+
+
+def _essence(config: TrainConfig) -> TrainConfig:
+    """`config` without what does not change which experiment it is, and without what has no effect in it."""
+    return replace(
+        config,
+        seed=0,
+        eval_batch_size=1,
+        test_every_epoch=True,  # where the test set chooses the epoch, there is no other value
+        eval_weights=config.eval_weights if config.optim.lookahead else "fast",  # without it there is one kind
+        model=replace(config.model, precision="float32"),
+    )

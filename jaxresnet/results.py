@@ -3,7 +3,7 @@
     out/config.json                     the arms, the seeds, the data set, the environment
     out/runs/<slug>-seed<k>.jsonl       one run, a row an epoch
     out/runs/<slug>-seed<k>.json        the same run's scores, config and environment, written when it has finished
-    out/summary.json, summary.md, figure.png    derived from the above by `jaxresnet.report`
+    out/summary.json, summary.md, figure.png, report.html    derived from the above by `jaxresnet.report`
 
 Files are replaced whole, never appended to, so a reader sees the old one or the new one. Keys keep the order in which
 they were built (the first arm is drawn and named first), so the same run gives the same bytes.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxresnet.config import differing_fields
 from jaxresnet.errors import ConfigError, ResultsError
 
 SELECTIONS = ("val", "test", "last")  # the data on which a run's epoch was chosen; "last" is no choice
@@ -41,11 +42,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """A comparison as read from `folder`: its config.json, and its runs as {arm: {seed: run}} in config's order."""
+    """A comparison as read from `folder`: its config.json, and its runs as {arm: {seed: run}} in config's order.
+
+    strays: names of files in runs/ that belong to no arm and seed of the comparison. They count nowhere.
+    """
 
     folder: Path
     config: dict[str, Any]
     runs: dict[str, dict[int, Run]]
+    strays: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -54,7 +59,9 @@ class Results:
 
     @property
     def published(self) -> dict[str, dict[str, Any]]:
-        """{arm: {"best": percent, "source": text}}: others' figures to be set beside ours; empty without any."""
+        """{arm: {"best": percent, "source": text}}: others' figures to be set beside ours; empty without any.
+
+        An entry may also hold "last" (percent), "best_epoch" (0-based) and "run", its name in `published`."""
         return self.config.get("published") or {}
 
     @property
@@ -164,7 +171,7 @@ def read_results(folder: str | Path) -> Results:
     """Read a comparison, finished or not.
 
     Raises ResultsError, with the file, the line and the remedy, for a folder that is missing, empty or not a
-    comparison's, and for a file that is damaged or belongs to another run.
+    comparison's, and for a file that is damaged or belongs to another run or another comparison.
     """
     folder = Path(folder)
     path = config_path(folder)
@@ -176,7 +183,8 @@ def read_results(folder: str | Path) -> Results:
     config = _load(path, _read(path), None, "restore it from a copy, or run the comparison into a new folder")
     _check_config(path, config)
     names = slugs(config["arms"])
-    return Results(folder, config, {arm: {k: _read_run(folder, arm, k) for k in config["seeds"]} for arm in names})
+    runs = {arm: {k: _read_run(folder, arm, k, config["arms"][arm]) for k in config["seeds"]} for arm in names}
+    return Results(folder, config, runs, _strays(folder, config))
 
 
 def _check_config(path: Path, config: Any) -> None:
@@ -187,7 +195,11 @@ def _check_config(path: Path, config: Any) -> None:
         "name": of_type(str),
         "protocol": of_type(str),
         "environment": of_type(dict),
-        "arms": lambda arms: isinstance(arms, dict) and len(arms) > 0,
+        "arms": lambda arms: (
+            isinstance(arms, dict)
+            and len(arms) > 0
+            and all(isinstance(arm, dict) and isinstance(arm.get("model", {}), dict) for arm in arms.values())
+        ),
         "seeds": lambda seeds: (
             isinstance(seeds, list) and all(type(k) is int for k in seeds) and len(set(seeds)) == len(seeds) > 0
         ),
@@ -212,11 +224,21 @@ def _check_config(path: Path, config: Any) -> None:
             raise ResultsError(f"{path}: {problem}; give the --out folder of one")
 
 
-def _read_run(folder: Path, arm: str, seed: int) -> Run:
+def _strays(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """What lies in runs/ beside the comparison's own files. A dot file is what a crash while writing leaves."""
+    own = {
+        path(folder, a, k).name for a in config["arms"] for k in config["seeds"] for path in (rows_path, scores_path)
+    }
+    runs = folder / "runs"
+    found = {path.name for path in runs.iterdir() if not path.name.startswith(".")} if runs.is_dir() else set()
+    return tuple(sorted(found - own))
+
+
+def _read_run(folder: Path, arm: str, seed: int, config: dict[str, Any]) -> Run:
     path = rows_path(folder, arm, seed)
     rows = _read_rows(path) if path.is_file() else []
     finished = scores_path(folder, arm, seed)
-    scores = _read_scores(finished, arm, seed) if finished.is_file() else None
+    scores = _read_scores(finished, arm, seed, config) if finished.is_file() else None
     if scores is not None and rows and rows[-1]["epoch"] < (scores.get("last_epoch") or 0):
         problem = f"ends with epoch {rows[-1]['epoch']}, but {finished.name} goes on to {scores['last_epoch']}"
         raise ResultsError(f"{path}, line {len(rows)}: {problem}; {_REDO}")
@@ -237,13 +259,21 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_scores(path: Path, arm: str, seed: int) -> dict[str, Any]:
+def _read_scores(path: Path, arm: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
     scores = _load(path, _read(path), None, _REDO)
     if not isinstance(scores, dict) or (scores.get("arm"), scores.get("seed")) != (arm, seed):
         raise ResultsError(f"{path}: does not belong to arm {arm!r}, seed {seed}; {_REDO}")
     if scores.get("selection") not in SELECTIONS:
         raise ResultsError(f"{path}: 'selection' is {scores.get('selection')!r}, not one of {SELECTIONS}; {_REDO}")
     _check_numbers(str(path), scores, ("test_accuracy", "best_epoch"))
+    for key in ("config", "environment"):  # those of before these were written lack them
+        if not isinstance(scores.get(key, {}), dict):
+            raise ResultsError(f"{path}: {key!r} is {scores[key]!r}, not a JSON object; {_REDO}")
+    if "config" in scores:
+        differing = differing_fields({**config, "seed": seed}, scores["config"])
+        if differing:
+            problem = f"was run with another config than arm {arm!r} of config.json ({'; '.join(differing)})"
+            raise ResultsError(f"{path}: {problem}: two comparisons are mixed in this folder; {_REDO}")
     return scores
 
 

@@ -64,6 +64,10 @@ class Pair:
     p_holm: float | None
     verdict: str
 
+    @property
+    def told_apart(self) -> bool:
+        return self.p_holm is not None and self.p_holm < 1 - self.difference.confidence
+
 
 def describe(values: Iterable[float]) -> ArmSummary:
     """Number, mean and sample standard deviation of `values`.
@@ -76,6 +80,26 @@ def describe(values: Iterable[float]) -> ArmSummary:
         raise ValueError("no values to describe")
     _require_finite(dict(enumerate(array)), "value")
     return ArmSummary(array.size, float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None)
+
+
+def prediction_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """(low, high) in the unit of `values`: where one more run falls with probability `confidence`.
+
+    mean ± t * sd * sqrt(1 + 1/n), with t from Student's distribution with n - 1 degrees of freedom: wider than the
+    interval of the mean, as one more run has its own scatter beside our doubt about the mean. None for fewer than two
+    values and where all are equal. Raises ValueError as `describe` does, and for a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: must lie between 0 and 1, for example 0.95")
+    values = list(values)
+    if len(set(values)) < 2:  # of equal values the sd is 0 only up to rounding
+        return None
+    arm = describe(values)
+    assert arm.sd is not None
+    from scipy import stats
+
+    half_width = float(stats.t.ppf(0.5 + confidence / 2, arm.n - 1)) * arm.sd * math.sqrt(1 + 1 / arm.n)
+    return arm.mean - half_width, arm.mean + half_width
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Difference:

@@ -17,16 +17,26 @@ from tiny import MODEL, RUN
 
 import jaxresnet.__main__
 import jaxresnet.cli
-from jaxresnet.cli import first_line, parse, run_experiment
-from jaxresnet.config import ModelConfig
+import jaxresnet.experiment
+import jaxresnet.synthetic
+from jaxresnet.cli import Planned, expected_seconds, first_line, plan, published_figures, run_experiment
+from jaxresnet.compare import compare
+from jaxresnet.config import ModelConfig, TrainConfig, with_fields
 from jaxresnet.errors import ConfigError
-from jaxresnet.progress import Progress
-from jaxresnet.published import intended, published
+from jaxresnet.experiment import Experiment, as_demo
+from jaxresnet.options import Options, parse
+from jaxresnet.progress import PlannedRun, Progress
+from jaxresnet.published import SOURCE, intended, published
 
+COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "adam_lookahead.py"
 BASE = published["adam_512"].config
-DEMO = ["--demo", "--stage-sizes", "1", "--pool-size", "32"]
+MAIN = {"Adam + Lookahead": BASE, "Adam": published["adam_512_without_lookahead"].config}
+RATES = {"lr 1e-2": published["adam_256"].config, "lr 1e-3": published["adam_256_lr_3"].config}
+EXPERIMENT = Experiment("What this script is for.", {"main": MAIN})
+OTHER = Experiment("Another.", {"rates-256": RATES, "rates-one": {"A": RATES["lr 1e-2"]}}, optional=("rates-one",))
+DEMO = ["--demo", "--stage-sizes", "1", "--pool-size", "32", "--width", "4", "--eval-batch-size", "100"]
 EPOCH_LINE = re.compile(r"^(Adam.*), seed (\d+): epoch (\d+)/3 ", re.MULTILINE)
 
 
@@ -39,20 +49,40 @@ def exit_code(function, *args):
 
 
 @pytest.fixture
-def run_script(monkeypatch, tmp_path, capsys):
-    """run(*flags) -> (exit status, stdout, stderr) of the script, in an empty folder, its demo cut down to `RUN`."""
+def small_demo(monkeypatch, tmp_path, capsys):
+    """An empty folder, one device, and demos of 300 images: with the flags `DEMO` their runs are like `RUN`."""
     monkeypatch.chdir(tmp_path)
-    demo = {"num_epochs": 3, "batch_size": 64, "eval_batch_size": 100}
-    sizes = {"DEMO_WIDTH": MODEL.width, "DEMO_TRAIN": 256, "DEMO_VAL": 44, "DEMO_TEST": 100}
-    for name, value in {"DEMO": demo, **sizes}.items():
+    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
+    for name, value in {"DEMO_VAL": 44, "DEMO_TEST": 100}.items():
         monkeypatch.setattr(jaxresnet.cli, name, value)
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])  # the engines of the other tests
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    make = jaxresnet.synthetic.make_synthetic
+    monkeypatch.setattr(jaxresnet.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
+    devices = jax.devices()[:1]  # the engines of the other tests
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_device_count", lambda: len(devices))
+
+
+@pytest.fixture
+def run_script(small_demo, monkeypatch, capsys):
+    """run(*flags) -> (exit status, stdout, stderr) of the script."""
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
         capsys.readouterr()
         code = exit_code(lambda: runpy.run_path(str(SCRIPT), run_name="__main__"))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_demo(small_demo, monkeypatch, capsys):
+    """run(experiments, *flags, **of run_experiment) -> (exit status, stdout, stderr) of a script that has them."""
+
+    def run(experiments, *flags, **kwargs):
+        monkeypatch.setattr(sys, "argv", ["script.py", *DEMO, *flags])
+        capsys.readouterr()
+        code = exit_code(lambda: run_experiment(*experiments, **kwargs))
         return code, *capsys.readouterr()
 
     return run
@@ -71,21 +101,21 @@ def run_main(monkeypatch, capsys, *args):
 def test_the_demo_from_first_line_to_last(run_script, monkeypatch, capsys):
     code, out, err = run_script(*DEMO, "--seeds", "0", "1")
     assert (code, err) == (0, "")
-    first, *lines = out.splitlines()
+    first, expect, *lines = out.splitlines()
     for part in (
+        "adam_lookahead | intended protocol",
         "float32",
         "synthetic: synthetic data, not CIFAR-10, 256 training images",
         "width 4, 3 epochs, batch 64",
         "Adam + Lookahead vs Adam",
-        "intended protocol",
         "seeds 0, 1",
-        "expect about",
     ):
         assert part in first
+    assert re.fullmatch(r"expect about \d+ (s|min) of training, plus compiling", expect)
     runs = [(arm, seed, str(epoch)) for seed in "01" for arm in ("Adam + Lookahead", "Adam") for epoch in (1, 2, 3)]
     assert EPOCH_LINE.findall(out) == runs
     folder = Path("out/adam_lookahead-demo")
-    assert lines[-3:-1] == [f"figure   {folder}/figure.png", f"results  {folder}"]
+    assert lines[-4:-1] == [f"figure   {folder}/figure.png", f"results  {folder}", ""]
     assert lines[-1].startswith("took ")
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((folder / "summary.json").read_text())
@@ -95,10 +125,12 @@ def test_the_demo_from_first_line_to_last(run_script, monkeypatch, capsys):
     assert config["environment"]["command"] == f"python {SCRIPT} {shlex.join(DEMO)} --seeds 0 1"
     assert config["arms"]["Adam + Lookahead"]["optim"]["lookahead"] is True
     assert config["arms"]["Adam"]["optim"]["lookahead"] is False
+    assert config["published"] == {}, "a published figure says nothing of synthetic data"
 
     # Again: nothing left to train, the same page at the end.
     code, again, _ = run_script(*DEMO, "--seeds", "0", "1")
-    assert code == 0 and not EPOCH_LINE.search(again)
+    assert code == 0 and not EPOCH_LINE.search(again) and "expect about" not in again
+    assert again.splitlines()[0] == first
     assert again.split("\n\n")[1:-1] == out.split("\n\n")[1:-1]
 
     # From the folder alone.
@@ -149,10 +181,10 @@ def test_a_run_that_blows_up_is_a_users_error(run_script):
 def test_a_signal_ends_after_the_step_with_the_command_that_continues(run_script, monkeypatch, signum):
     on_progress = Progress.on_progress
 
-    def ask_to_stop(self, epoch, images):
+    def ask_to_stop(self, run, epoch, images):
         if (epoch, images) == (1, 128):
             os.kill(os.getpid(), signum)
-        on_progress(self, epoch, images)
+        on_progress(self, run, epoch, images)
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -201,56 +233,357 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the flags
 
 
+def parse_main(*argv, experiments=(EXPERIMENT,), **kwargs):
+    return parse(experiments, list(argv), **kwargs)
+
+
+def arms_of(*argv, experiment=EXPERIMENT):
+    """{arm: config} of the first comparison that a command runs."""
+    options, fields = parse([experiment], list(argv))
+    return plan([experiment], options, fields)[0].arms
+
+
 def test_without_flags_the_run_is_the_intended_one():
-    options = parse(None, BASE, [])
-    assert options.config == intended(BASE)
+    options, fields = parse_main()
+    assert options.config == intended(BASE) and fields == {}
     assert (options.seeds, options.protocol, options.demo) == ((0, 1, 2), "intended", False)
+    assert (options.only, options.all, options.devices, options.out) == ((), False, "data", None)
     assert options.config.val_size == 5000 and options.config.selection == "val"
+    assert arms_of() == {arm: intended(config) for arm, config in MAIN.items()}
 
 
 def test_protocol_published_is_the_run_as_published():
-    config = parse(None, BASE, ["--protocol", "published"]).config
+    config = parse_main("--protocol", "published")[0].config
     assert config == BASE
     assert (config.val_size, config.selection, config.eval_weights) == (0, "test", "fast")
     assert (config.optim.schedule_unit, config.optim.schedule_length) == ("epoch", 97)
-    assert parse(None, BASE, ["--protocol=published"]).config == BASE
-    assert parse(None, BASE, ["--protocol", "published", "--demo"]).config.val_size == 0
+    assert parse_main("--protocol=published")[0].config == BASE
+    assert parse_main("--protocol", "published", "--demo")[0].config.val_size == 0
+    assert arms_of("--protocol", "published") == MAIN
 
 
-@pytest.mark.parametrize("argv", [["published", "intended"], ["intended", "published"]], ids="-".join)
+def test_protocol_both_runs_one_after_the_other():
+    options, fields = parse_main("--protocol", "both", "--num-epochs", "7")
+    assert options.protocols == ("published", "intended")
+    published_one, intended_one = plan([EXPERIMENT], options, fields)
+    assert published_one.protocol == "published" and intended_one.protocol == "intended"
+    assert published_one.arms == {arm: replace(config, num_epochs=7) for arm, config in MAIN.items()}
+    assert intended_one.arms == {arm: replace(intended(config), num_epochs=7) for arm, config in MAIN.items()}
+
+
+def test_a_script_may_have_another_protocol_by_default():
+    options, _ = parse_main(protocol="both")
+    assert options.protocol == "both" and options.config == intended(BASE)
+    options, _ = parse_main("--protocol", "published", protocol="both")
+    assert options.protocol == "published" and options.config == BASE
+
+
+@pytest.mark.parametrize("argv", [["published", "intended"], ["both", "published"], ["intended", "both"]], ids="-".join)
 def test_of_a_flag_given_twice_the_last_one_counts(argv):
     """For what it is called and for what it sets alike."""
-    options = parse(None, BASE, ["--protocol", argv[0], "--protocol", argv[1]])
+    options, _ = parse_main("--protocol", argv[0], "--protocol", argv[1])
     assert options.protocol == argv[1]
     assert options.config == (BASE if argv[1] == "published" else intended(BASE))
 
 
 def test_demo_and_no_demo_together_are_refused():
     with pytest.raises(ConfigError, match="give each once"):
-        parse(None, BASE, ["--demo", "--no-demo"])
+        parse_main("--demo", "--no-demo")
 
 
 def test_every_field_is_a_flag_of_its_own_name():
     argv = (
         "--seeds 4 5 --sync-period 7 --no-flip --width 32 --stage-sizes 2 2 2 2 --precision bfloat16 --train-size 9000"
     )
-    options = parse(None, BASE, [*argv.split(), "--out", "here", "--learning-rate=0.5", "--schedule-length", "None"])
-    start = intended(BASE)
+    argv = [*argv.split(), "--out", "here", "--learning-rate=0.5", "--schedule-length", "None"]
+    options, fields = parse_main(*argv)
     assert options.seeds == (4, 5) and options.out == Path("here")
-    assert options.config == replace(
+    assert fields == {
+        **{"sync_period": 7, "flip": False, "width": 32, "stage_sizes": (2, 2, 2, 2), "precision": "bfloat16"},
+        **{"train_size": 9000, "learning_rate": 0.5, "schedule_length": None},
+    }
+    start = intended(BASE)
+    changed = replace(
         start,
         train_size=9000,
         model=replace(start.model, width=32, stage_sizes=(2, 2, 2, 2), precision="bfloat16"),
         augment=replace(start.augment, flip=False),
         optim=replace(start.optim, sync_period=7, learning_rate=0.5),
     )
+    assert options.config == changed
+    assert arms_of(*argv) == {
+        "Adam + Lookahead": changed,
+        "Adam": replace(changed, optim=replace(changed.optim, lookahead=False)),
+    }
 
 
 def test_demo_flags_can_be_changed_too():
-    config = parse(None, BASE, ["--demo", "--num-epochs", "2", "--no-lookahead"]).config
-    assert config.num_epochs == 2 and not config.optim.lookahead
-    assert config.model == ModelConfig(width=jaxresnet.cli.DEMO_WIDTH)
-    assert config.val_size == jaxresnet.cli.DEMO_VAL
+    arms = arms_of("--demo", "--num-epochs", "2", "--precision", "bfloat16")
+    for config in arms.values():
+        assert config.num_epochs == 2 and config.batch_size == 64
+        assert config.model == ModelConfig(width=16, precision="bfloat16")
+        assert config.val_size == jaxresnet.experiment.DEMO_VAL
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--no-lookahead"], ["--lookahead"], ["--no-lookahead", "--protocol", "published"], ["--lookahead", "--demo"]],
+    ids=" ".join,
+)
+def test_a_flag_for_what_the_arms_compare_is_refused(run_script, flags):
+    """Even with the value that the first arm has: the flag is for all arms."""
+    code, _, err = run_script(*flags)
+    assert code == 2
+    assert err == "error: --lookahead: the arms of adam_lookahead set it themselves, to True, False\n"
+    assert not Path("out").exists()
+
+
+def test_a_flag_is_refused_for_any_comparison_that_would_run_only():
+    with pytest.raises(ConfigError, match="--learning-rate: the arms of rates-256 set it themselves, to 0.01, 0.001"):
+        arms_of("--learning-rate", "0.5", experiment=OTHER)
+    arms = arms_of("--learning-rate", "0.5", "--only", "rates-one", experiment=OTHER)
+    assert [config.optim.learning_rate for config in arms.values()] == [0.5]
+
+
+def test_a_value_that_is_called_like_a_flag_is_none():
+    """`--only learning_rate batch_size` names comparisons, and a folder may be called width."""
+    rates = Experiment("Rates.", {"learning_rate": RATES, "batch_size": {"A": BASE}})
+    options, fields = parse([rates], ["--only", "batch_size", "learning_rate", "--out", "width"])
+    assert options.only == ("batch_size", "learning_rate") and options.out == Path("width") and fields == {}
+
+
+@pytest.mark.parametrize("flag", [["--seed", "3"], ["--seed", "0"], ["--seed=0"]], ids=" ".join)
+def test_a_single_seed_is_refused_whatever_its_value(flag):
+    with pytest.raises(ConfigError, match="name them all: --seeds 0 1 2"):
+        parse_main(*flag)
+
+
+# ----------------------------------------------------------------------------------------- which comparisons, where
+
+
+MEASURED = Experiment(
+    "Measured.", {"sizes-trained": MAIN}, ("sizes-trained",), measurements={"sizes": lambda folder, demo: "text"}
+)
+
+
+@pytest.mark.parametrize(
+    "only, optional, selected",
+    [
+        ([], False, ["sizes"]),
+        ([], True, ["sizes", "sizes-trained"]),
+        (["sizes"], False, ["sizes"]),
+        (["sizes"], True, ["sizes", "sizes-trained"]),
+        (["sizes-trained"], False, ["sizes-trained"]),
+        (["trained"], True, []),
+    ],
+)
+def test_select(only, optional, selected):
+    assert MEASURED.select(only, optional) == selected
+
+
+def test_select_by_the_part_before_the_dash():
+    assert OTHER.select(["rates"], False) == ["rates-256"], "optional ones are asked for by their whole name"
+    assert OTHER.select(["rates-one"], False) == ["rates-one"]
+    assert OTHER.select(["rates-one", "rates-256"], False) == ["rates-256", "rates-one"], "in the script's order"
+    assert OTHER.select([], True) == ["rates-256", "rates-one"]
+
+
+def test_the_defaults_are_those_of_the_first_arm_that_runs():
+    both = (EXPERIMENT, OTHER)
+    assert parse_main(experiments=both)[0].config == intended(BASE)
+    for only in (["--only", "rates"], ["--only=rates-one"], ["--only", "rates-256", "main"]):
+        assert parse_main(*only, experiments=both)[0].config == intended(RATES["lr 1e-2"])
+    nothing_to_train = Experiment("Only measures.", {}, measurements=MEASURED.measurements)
+    assert parse_main(experiments=(nothing_to_train,))[0].config == TrainConfig()
+
+
+@pytest.mark.parametrize("only", ["rates", "256", "mian"])
+def test_a_comparison_that_is_not_there_is_refused_with_those_that_are(only):
+    experiments = (EXPERIMENT, MEASURED)
+    with pytest.raises(ConfigError, match=f"--only {only}: must be one of main, sizes, sizes-trained"):
+        parse_main("--only", "main", only, experiments=experiments)
+
+
+def test_train_is_another_word_for_all():
+    assert parse_main("--train", experiments=(MEASURED,)) == parse_main("--all", experiments=(MEASURED,))
+    assert parse_main("--train", experiments=(MEASURED,))[0].all
+
+
+@pytest.mark.parametrize(
+    "argv, folders",
+    [
+        ([], ["out/main", "out/rates-256"]),
+        (["--demo"], ["out/main-demo", "out/rates-256-demo"]),
+        (["--all"], ["out/main", "out/rates-256", "out/rates-one"]),
+        (["--protocol", "published"], ["out/main-published", "out/rates-256-published"]),
+        (["--protocol", "both", "--only", "main"], ["out/main-published", "out/main"]),
+        (["--protocol", "both", "--demo", "--only", "main"], ["out/main-published-demo", "out/main-demo"]),
+        (["--out", "here"], ["here/main", "here/rates-256"]),
+        (["--out", "here", "--only", "rates"], ["here/rates-256"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_the_folders_of_several_experiments(argv, folders):
+    options, fields = parse_main(*argv, experiments=(EXPERIMENT, OTHER))
+    assert [str(one.out) for one in plan((EXPERIMENT, OTHER), options, fields)] == folders
+
+
+@pytest.mark.parametrize(
+    "experiment, argv, folders",
+    [
+        (EXPERIMENT, [], ["out/main"]),
+        (EXPERIMENT, ["--demo"], ["out/main-demo"]),
+        (EXPERIMENT, ["--out", "a/b"], ["a/b"]),
+        (EXPERIMENT, ["--out", "a/b", "--demo", "--protocol", "published"], ["a/b"]),
+        (EXPERIMENT, ["--out", "a/b", "--protocol", "both"], ["a/b/main-published", "a/b/main"]),
+        (OTHER, ["--out", "a/b"], ["a/b"]),
+        (OTHER, ["--out", "a/b", "--all"], ["a/b/rates-256", "a/b/rates-one"]),
+        (MEASURED, ["--out", "a/b"], []),
+        (MEASURED, ["--out", "a/b", "--train"], ["a/b/sizes-trained"]),  # a/b/sizes is that of the measurement
+        (MEASURED, ["--out", "a/b", "--only", "sizes-trained"], ["a/b"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_folders_of_one_experiment(experiment, argv, folders):
+    options, fields = parse_main(*argv, experiments=(experiment,))
+    assert [str(one.out) for one in plan((experiment,), options, fields)] == folders
+
+
+def measuring(calls, name="sizes"):
+    """A measurement that notes its calls, and fails to finish where `calls` says so."""
+
+    def measure(folder, demo):
+        calls.append((name, str(folder), demo))
+        (folder / "measurement.json").write_text("{}")
+        return f"the table of {name}"
+
+    return measure
+
+
+def test_measurements_run_once_into_their_folders(run_demo):
+    calls = []
+    names = ["sizes", "times", "shapes", "colours"]
+    experiment = Experiment("Measured.", {}, measurements={name: measuring(calls, name) for name in names})
+    code, out, err = run_demo([experiment])
+    assert code == 2 and err.startswith("error: --eval-batch-size, --pool-size, --stage-sizes, --width: no effect here")
+    assert "--train" in err and calls == [] and not Path("out").exists()
+
+    options, _ = parse([experiment], ["--demo"])
+    jaxresnet.cli.run_measurements([experiment], options)
+    assert calls == [(name, f"out/{name}-demo", True) for name in names], "in the script's order"
+    (Path("out/times-demo") / "measurement.json").unlink()
+    calls.clear()
+    jaxresnet.cli.run_measurements([experiment], options)
+    assert calls == [("times", "out/times-demo", True)]
+
+    calls.clear()
+    options, _ = parse([experiment], ["--only", "shapes", "sizes", "--out", "here"])
+    jaxresnet.cli.run_measurements([experiment], options)
+    assert calls == [("sizes", "here/sizes", False), ("shapes", "here/shapes", False)]
+    calls.clear()
+    options, _ = parse([experiment], ["--only", "colours", "--out", "there"])
+    jaxresnet.cli.run_measurements([experiment], options)
+    assert calls == [("colours", "there", False)], "alone, it has the folder for itself"
+
+
+def test_what_a_measurement_says_is_printed_before_anything_trains(run_demo, monkeypatch):
+    calls = []
+    measured = MEASURED._replace(comparisons={"sizes-trained": {"A": BASE}}, measurements={"sizes": measuring(calls)})
+    monkeypatch.setattr(sys, "argv", ["script.py", "--demo"])
+    code, out, err = run_demo([measured], "--train", "--seeds", "0")
+    assert (code, err) == (0, "")
+    assert out.startswith("the table of sizes\n\nresults  out/sizes-demo\nsizes-trained | ")
+    assert calls == [("sizes", "out/sizes-demo", True)]
+    assert json.loads(Path("out/sizes-trained-demo/summary.json").read_text())["complete"]
+    code, out, _ = run_demo([measured], "--train", "--seeds", "0")
+    assert code == 0 and len(calls) == 1
+    assert out.startswith("out/sizes-demo is there already: remove it to measure again\n")
+
+
+def test_a_wrong_flag_is_found_before_anything_is_measured(run_demo):
+    calls = []
+    measured = MEASURED._replace(measurements={"sizes": measuring(calls)})
+    code, _, err = run_demo([measured], "--train", "--no-lookahead")
+    assert code == 2 and "--lookahead: the arms of sizes-trained set it themselves" in err and calls == []
+
+
+def test_a_measurement_where_nothing_can_be_written_is_a_users_error(small_demo, monkeypatch, capsys):
+    Path("occupied").write_text("a file")
+    monkeypatch.setattr(sys, "argv", ["script.py", "--demo", "--out", "occupied"])
+    assert exit_code(run_experiment, MEASURED) == 2
+    assert "error: occupied: cannot write results there (File exists)" in capsys.readouterr().err
+
+
+def test_after_a_comparison_its_folder_and_data_are_looked_at_again(run_demo):
+    seen = []
+
+    def after(folder, data):
+        assert (folder / "summary.json").is_file()
+        seen.append((str(folder), data.train.num_examples, data.test.num_examples, data.synthetic))
+        return f"what was seen in {folder}"
+
+    one = Experiment("One.", {"one": {"A": BASE}}, after=after)
+    code, out, err = run_demo([one], "--seeds", "0", "--protocol", "both", "--num-epochs", "1")
+    assert (code, err) == (0, "")
+    assert seen == [(f"out/one{protocol}-demo", 300, 100, True) for protocol in ("-published", "")]
+    blocks = out.split("\n\n")
+    for folder, *_ in seen:
+        assert f"what was seen in {folder}" in blocks
+        assert blocks.index(f"what was seen in {folder}") == 1 + blocks.index(
+            f"figure   {folder}/figure.png\nresults  {folder}"
+        )
+
+
+def test_several_experiments_end_in_one_page_and_are_not_run_twice(run_demo):
+    calls = []
+    one = Experiment("One.", {"one": {"A": BASE}}, demo_images=256)
+    two = Experiment("Two.", {"two": {"B": BASE}}, demo_images=212, measurements={"sizes": measuring(calls)})
+    flags = ["--seeds", "0", "--num-epochs", "1"]
+    code, alone, _ = run_demo([one], *flags)
+    assert code == 0 and "page" not in alone and alone.count("epoch 1/1") == 1
+
+    code, out, err = run_demo([one, two], *flags, description="Both.", protocol="both")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "page     out/report.html" and Path("out/report.html").is_file()
+    first_lines = [line.split(" | ")[:2] for line in out.splitlines() if line.count(" | ") > 5]
+    names = [("one", "published"), ("one", "intended"), ("two", "published"), ("two", "intended")]
+    assert first_lines == [[name, f"{protocol} protocol"] for name, protocol in names]
+    assert "expect about" in out and "1 of 4 runs being finished" in out
+    assert out.count("epoch 1/1") == 3, "out/one-demo is there already"
+    numbers = {p.name: json.loads((p / "config.json").read_text())["dataset"]["num_train"] for p in Path("out").iterdir()
+               if (p / "config.json").is_file()}  # fmt: skip
+    assert numbers == {"one-demo": 300, "one-published-demo": 300, "two-demo": 256, "two-published-demo": 256}
+    assert calls == [("sizes", "out/sizes-demo", True)]
+
+
+def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
+    devices = jax.devices()[:2]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    fit, used = COMPARE.fit, []
+
+    def noting(*args, devices, **kwargs):
+        used.append(devices)
+        return fit(*args, devices=devices, **kwargs)
+
+    monkeypatch.setattr(COMPARE, "fit", noting)
+    one = Experiment("One.", {"one": {"lr 1e-2": BASE, "lr 1e-3": with_fields(BASE, {"learning_rate": 1e-3})}})
+    monkeypatch.setattr(
+        sys, "argv", ["script.py", *DEMO, "--devices", "runs", "--seeds", "0", "1", "--batch-size", "63"]
+    )
+    code = exit_code(run_experiment, one)
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert " | 2 (a run each) x " in out.splitlines()[0]
+    assert len(used) == 4 and {device for (device,) in used} == set(devices)
+    assert out.count(": epoch 3/3") == 4 and re.search(r"about 0 s left\n\n", out)
+    assert json.loads(Path("out/one-demo/summary.json").read_text())["complete"]
+
+    monkeypatch.setattr(sys, "argv", ["script.py", *DEMO, "--devices", "data", "--batch-size", "63", "--out", "other"])
+    assert exit_code(run_experiment, one) == 2, "63 images do not divide over two devices"
+    assert "batch_size=63: must be a multiple of the 2 devices" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ wrong flags
 
 
 @pytest.mark.parametrize(
@@ -263,7 +596,8 @@ def test_demo_flags_can_be_changed_too():
         (["--num-epochs", "0"], ["num_epochs=0: must be a whole number, 1 or more"]),
         (["--learning-rate", "nan"], ["learning_rate=nan: must be a number of at least 0"]),
         (["--optimizer", "adamm"], ["'adamm'", "('adam', 'adamw', 'sgd')"]),
-        (["--protocol", "publishd"], ["'publishd'", "('published', 'intended')"]),
+        (["--protocol", "publishd"], ["'publishd'", "('published', 'intended', 'both')"]),
+        (["--devices", "run"], ["'run'", "('data', 'runs')"]),
         (["--pool-size", "8"], ["pool_size=8: must be 4"]),
         (["--width"], ["--width"]),
         (["epochs", "3"], ["Unrecognized options: epochs"]),
@@ -272,14 +606,14 @@ def test_demo_flags_can_be_changed_too():
 )
 def test_a_wrong_flag_is_refused_with_status_2(argv, parts, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert exit_code(parse, None, BASE, argv) == 2
+    assert exit_code(parse, [EXPERIMENT], argv) == 2
     message = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert all(part in message for part in parts), message
     assert "Traceback" not in message
 
 
 def test_help_names_every_flag(capsys):
-    assert exit_code(parse, "What this script is for.", BASE, ["--help"]) == 0
+    assert exit_code(parse, [EXPERIMENT], ["--help"], "What this script is for.") == 0
     text = capsys.readouterr().out
     assert "What this script is for." in text
     for flag in (
@@ -292,16 +626,53 @@ def test_help_names_every_flag(capsys):
         "precision",
         "protocol",
         "sync-period",
+        "only",
+        "all",
+        "devices",
     ):
         assert f"--{flag}" in text
 
 
 def test_the_first_line_of_the_real_thing(tiny_data):
-    options = parse(None, BASE, ["--protocol", "published"])
-    line = first_line(options, tiny_data._replace(name="cifar10", synthetic=False), {"A": BASE, "B": BASE})
-    assert line.startswith("8 x ")
-    assert "| cifar10, 300 training images |" in line and "synthetic" not in line
-    assert "| 51 epochs, batch 512 | A vs B | published protocol | seeds 0, 1, 2 |" in line
+    options, fields = parse_main("--protocol", "published")
+    (one,) = plan([EXPERIMENT], options, fields)
+    line = first_line(one, options, tiny_data._replace(name="cifar10", synthetic=False))
+    assert line.startswith("main | published protocol | 8 (sharing batches) x ")
+    assert "| float32 | cifar10, 300 training images | 51 epochs, batch 512 | " in line and "synthetic" not in line
+    assert line.endswith(" | Adam + Lookahead vs Adam | seeds 0, 1, 2")
+    assert "8 (a run each) x " in first_line(one, replace(options, devices="runs"), tiny_data)
+
+
+def test_the_first_line_names_what_the_arms_differ_in(tiny_data):
+    arms = {
+        "A": with_fields(BASE, {"width": 32, "num_epochs": 1000, "precision": "bfloat16"}),
+        "B": with_fields(BASE, {"batch_size": 64, "train_size": 200}),
+        "C": with_fields(BASE, {"batch_size": 64}),
+    }
+    line = first_line(Planned(EXPERIMENT, "x", "intended", arms, Path("out")), Options(), tiny_data)
+    for part in (
+        "bfloat16 / float32 |",
+        "300 / 200 training images",
+        "width 32 / 64, 1,000 / 51 epochs, batch 512 / 64",
+    ):
+        assert part in line
+
+
+def test_the_time_to_expect_is_proportional_to_the_work_left(monkeypatch):
+    monkeypatch.setattr(jaxresnet.cli.time, "perf_counter", iter(range(1000)).__next__)  # a product takes a second
+    run = PlannedRun("A", 0, images=1024, num_epochs=2, macs=1024**2)
+    seconds = expected_seconds([run], Options())
+    assert seconds == pytest.approx(2 / 0.4 / len(jax.devices()))
+    assert expected_seconds([run, replace(run, num_epochs=6)], Options()) == pytest.approx(4 * seconds)
+
+
+def test_published_figures_stand_beside_the_runs_that_were_published():
+    figures = published_figures({**MAIN, "another rate": with_fields(BASE, {"learning_rate": 0.5})})
+    assert figures == {
+        "Adam + Lookahead": {"run": "adam_512", "best": 91.26, "last": 91.00, "source": SOURCE},
+        "Adam": {"run": "adam_512_without_lookahead", "best": 90.78, "last": 90.78, "source": SOURCE},
+    }
+    assert published_figures({arm: intended(config) for arm, config in MAIN.items()}) == {}
 
 
 # ---------------------------------------------------------------------------------------------- python -m jaxresnet
@@ -341,19 +712,9 @@ def test_the_module_runs_as_a_command():
     assert f"{params:,} parameters" in done.stdout
 
 
-def test_the_runs_here_are_those_of_the_other_tests():
+def test_the_runs_here_are_those_of_the_other_tests(monkeypatch):
     """Else these tests would compile their own."""
-    assert parse(None, BASE, []).config.optim == RUN.optim
-
-
-@pytest.mark.parametrize("flags", [["--no-lookahead"], ["--seeds", "1", "--no-lookahead", "--protocol", "published"]])
-def test_a_flag_that_the_arms_set_themselves_is_refused(flags, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["script.py", *flags])
-
-    def arms(config):
-        return {name: replace(config, optim=replace(config.optim, lookahead=name == "with")) for name in ("with", "no")}
-
-    with pytest.raises(SystemExit) as stopped:
-        run_experiment("script", None, published["adam_512"].config, arms)
-    assert stopped.value.code == 2
-    assert "--lookahead: has no effect here" in capsys.readouterr().err
+    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
+    config = arms_of(*DEMO)["Adam + Lookahead"]
+    assert config == replace(RUN, test_every_epoch=True) and config.model == MODEL
+    assert as_demo(intended(BASE)) == replace(config, model=ModelConfig(width=16), eval_batch_size=512)

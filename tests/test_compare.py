@@ -1,15 +1,18 @@
 """A comparison on disk: what it leaves, that it continues to the same bytes, and what it refuses to mix."""
 
 import json
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from tiny import RUN, TIMES, stop_after
+from tiny import RUN, STEADY, TIMES, stop_after
 
-from jaxresnet.compare import Hooks, compare
+from jaxresnet.compare import Hooks, compare, pending
 from jaxresnet.dataset import Split
 from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
 from jaxresnet.parallel import Engine
@@ -23,6 +26,7 @@ ARMS = {"Adam + Lookahead": RUN, "Adam": replace(RUN, optim=replace(RUN.optim, l
 SEEDS = (0, 1)
 RUNS = [("Adam + Lookahead", 0), ("Adam", 0), ("Adam + Lookahead", 1), ("Adam", 1)]
 NAMES = ["adam-lookahead-seed0", "adam-lookahead-seed1", "adam-seed0", "adam-seed1"]
+DERIVED = ["summary.json", "summary.md", "figure.png", "report.html"]
 
 
 def compare_tiny(data, out, arms=ARMS, seeds=SEEDS, **hooks):
@@ -50,31 +54,37 @@ def contents(folder, timed=True):
 
 @pytest.fixture(scope="module")
 def finished(tiny_data, tmp_path_factory):
-    """(folder, what compare returned, what it told while it ran)."""
-    told = []
+    """(folder, what compare returned, what it told of runs and epochs, and of steps)."""
+    told, steps = [], []
     folder = tmp_path_factory.mktemp("finished") / "out"
     comparison = compare_tiny(
         tiny_data,
         folder,
         on_run=lambda arm, seed: told.append((arm, seed)),
-        on_epoch=lambda rows: told.append(len(rows)),
-        on_progress=lambda epoch, images: None,
+        on_epoch=lambda arm, seed, rows: told.append((arm, seed, len(rows))),
+        on_progress=lambda arm, seed, epoch, images: steps.append((arm, seed, epoch, images)),
     )
-    return folder, comparison, told
+    return folder, comparison, told, steps
 
 
 # --------------------------------------------------------------------------------------------------- what it leaves
 
 
 def test_every_arm_runs_with_a_seed_before_the_next_seed_begins(finished):
-    _, _, told = finished
-    assert told == [event for run in RUNS for event in (run, 1, 2, 3)]
+    _, _, told, _ = finished
+    assert told == [event for run in RUNS for event in (run, (*run, 1), (*run, 2), (*run, 3))]
+
+
+def test_every_step_is_told_with_its_run(finished):
+    _, _, _, steps = finished
+    images = (64, 128, 192, 256)
+    assert steps == [(*run, epoch, done) for run in RUNS for epoch in range(3) for done in images]
 
 
 def test_the_folder_holds_what_is_promised(finished, tiny_data):
-    folder, comparison, _ = finished
+    folder, comparison, *_ = finished
     runs = [f"runs/{name}.{kind}" for name in NAMES for kind in ("json", "jsonl")]
-    assert sorted(contents(folder)) == sorted(["config.json", "summary.json", "summary.md", "figure.png", *runs])
+    assert sorted(contents(folder)) == sorted([*DERIVED, "config.json", *runs])
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == NAMES
     assert comparison.folder == folder and comparison.report.complete
 
@@ -107,7 +117,7 @@ def test_no_number_is_nan_or_infinite(finished):
     def refuse(constant):
         raise AssertionError(constant)
 
-    folder, _, _ = finished
+    folder, *_ = finished
     for path, data in contents(folder).items():
         for text in data.decode().splitlines() if path.endswith(".jsonl") else [data] if path.endswith(".json") else []:
             json.loads(text, parse_constant=refuse)
@@ -118,7 +128,7 @@ def test_no_number_is_nan_or_infinite(finished):
 
 
 def test_a_finished_comparison_trains_nothing_and_changes_no_byte(finished, tiny_data, monkeypatch):
-    folder, comparison, _ = finished
+    folder, comparison, *_ = finished
     before = contents(folder)
     monkeypatch.setattr(COMPARE, "fit", None)
     again = compare_tiny(tiny_data, folder, on_run=lambda *run: pytest.fail(f"{run} began"))
@@ -129,7 +139,7 @@ def test_a_finished_comparison_trains_nothing_and_changes_no_byte(finished, tiny
 @pytest.mark.parametrize("calls", [4, 16 + 1, 16 + 6], ids=["in an epoch", "between runs", "at the end of an epoch"])
 def test_an_interrupted_comparison_ends_in_the_same_bytes(finished, tiny_data, tmp_path, calls):
     """A run asks should_stop 16 times: before it begins, after each of 12 steps, and after each of 3 epochs."""
-    folder, _, _ = finished
+    folder, *_ = finished
     out = tmp_path / "out"
     with pytest.raises(Interrupted, match=str(out)):
         compare_tiny(tiny_data, out, should_stop=stop_after(calls))
@@ -138,6 +148,17 @@ def test_an_interrupted_comparison_ends_in_the_same_bytes(finished, tiny_data, t
     compare_tiny(tiny_data, out, on_run=lambda *run: told.append(run))
     assert told == RUNS[(calls - 1) // 16 :], "finished runs are left alone"
     assert contents(out, timed=False) == contents(folder, timed=False)
+
+
+def test_pending_names_the_runs_in_their_order_and_which_are_finished(finished, tiny_data, tmp_path):
+    folder, *_ = finished
+    assert pending(ARMS, SEEDS, tmp_path / "nothing yet") == [(*run, False) for run in RUNS]
+    assert pending(ARMS, SEEDS, folder) == [(*run, True) for run in RUNS]
+    assert pending(ARMS, (2, 1), folder) == [(arm, seed, seed == 1) for seed in (2, 1) for arm in ARMS]
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        compare_tiny(tiny_data, out, should_stop=stop_after(16 + 6))
+    assert pending(ARMS, SEEDS, out) == [(*run, run == RUNS[0]) for run in RUNS], "an unfinished run is not finished"
 
 
 def test_lost_scores_are_written_again_without_training(finished, tiny_data, tmp_path, monkeypatch):
@@ -152,7 +173,7 @@ def test_lost_scores_are_written_again_without_training(finished, tiny_data, tmp
 
 
 def test_seeds_can_be_added_and_not_taken_away(finished, tiny_data, tmp_path):
-    folder, _, _ = finished
+    folder, *_ = finished
     out = tmp_path / "out"
     compare_tiny(tiny_data, out, seeds=(0,))
     before = contents(out)
@@ -176,7 +197,7 @@ def test_one_arm_and_one_seed_are_a_comparison_too(finished, tiny_data, tmp_path
 
 
 def test_other_settings_are_refused_by_name(finished, tiny_data):
-    folder, _, _ = finished
+    folder, *_ = finished
     before = contents(folder)
     changed = {
         "Adam + Lookahead": replace(RUN, optim=replace(RUN.optim, sync_period=6, learning_rate=0.5)),
@@ -196,7 +217,7 @@ def test_other_settings_are_refused_by_name(finished, tiny_data):
 
 
 def test_another_data_set_is_refused(finished, tiny_data):
-    folder, _, _ = finished
+    folder, *_ = finished
     labels = tiny_data.train.labels[::-1].copy()
     with pytest.raises(ResultsError, match=r"dataset\.crc32"):
         compare_tiny(tiny_data._replace(train=Split(tiny_data.train.images, labels)), folder)
@@ -256,3 +277,155 @@ def test_a_run_that_blows_up_leaves_a_sound_folder(tiny_data, tmp_path):
     assert results.missing == [("huge", 0)]
     assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
     assert results.runs["Adam"][0].scores is not None
+
+
+# ------------------------------------------------------------------------------------------------- a run a device
+
+THREE = jax.devices()[:3]
+# Batches that three devices can share; the arms differ in numbers alone, so each set of devices compiles once.
+SHARED = replace(STEADY, batch_size=48, val_size=60)  # 5 steps an epoch
+SPREAD_ARMS = {"lr 2e-3": SHARED, "lr 1e-3": replace(SHARED, optim=replace(SHARED.optim, learning_rate=1e-3))}
+SPREAD_SEEDS = (0, 1)
+
+
+def spread(data, out, devices=THREE, how="runs", arms=SPREAD_ARMS, seeds=SPREAD_SEEDS, **hooks):
+    return compare(arms, seeds, data, out, name="tiny", devices=devices, spread=how, hooks=Hooks(**hooks))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_data, tmp_path_factory):
+    """The folder of all runs on one device, one after another."""
+    return spread(tiny_data, tmp_path_factory.mktemp("alone") / "out", ONE).folder
+
+
+class Recorder:
+    """Stands in for `fit`: notes which runs are on which devices, and calls the real one."""
+
+    def __init__(self, monkeypatch, together=1):
+        self.lock, self.fit = threading.Lock(), COMPARE.fit
+        self.devices, self.busy, self.ended = {}, set(), {}
+        self.barrier = threading.Barrier(together)
+        monkeypatch.setattr(COMPARE, "fit", self)
+
+    def __call__(self, config, data, workdir, *, devices, **kwargs):
+        with self.lock:
+            assert not self.busy & set(devices), "a device has two runs at once"
+            self.busy |= set(devices)
+            self.devices[workdir.name] = devices
+            first = len(self.devices) <= self.barrier.parties
+        if first:
+            self.barrier.wait(60)  # as many as there are devices get here only if they run at the same time
+        try:
+            result = self.fit(config, data, workdir, devices=devices, **kwargs)
+            on = {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()}
+            assert on == set(devices)
+            return result
+        finally:
+            with self.lock:
+                self.busy -= set(devices)
+            self.ended.setdefault(workdir.name, threading.Event()).set()
+
+
+def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_data, tmp_path, monkeypatch):
+    recorder = Recorder(monkeypatch, together=3)
+    out = tmp_path / "out"
+    assert spread(tiny_data, out).report.complete
+    assert contents(out, timed=False) == contents(alone, timed=False)
+    assert len(recorder.devices) == 4 and all(len(devices) == 1 for devices in recorder.devices.values())
+    assert {device for (device,) in recorder.devices.values()} == set(THREE)
+    run = json.loads((out / "runs" / "lr-1e-3-seed1.json").read_text())
+    assert run["environment"]["num_devices"] == 1
+
+
+def test_sharing_batches_gives_the_same_to_rounding(alone, tiny_data, tmp_path, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    out = tmp_path / "out"
+    spread(tiny_data, out, how="data")
+    assert set(recorder.devices.values()) == {tuple(THREE)}
+    one, several = read_results(alone), read_results(out)
+    compared = 0
+    for arm in SPREAD_ARMS:
+        for seed in SPREAD_SEEDS:
+            a, b = one.runs[arm][seed], several.runs[arm][seed]
+            assert a.scores["environment"]["num_devices"] == 1 and b.scores["environment"]["num_devices"] == 3
+            for row, other in ((a.scores, b.scores), *zip(a.rows, b.rows, strict=True)):
+                assert row.keys() == other.keys()
+                for name in row.keys() - set(TIMES) - {"environment"}:
+                    if isinstance(row[name], float):
+                        np.testing.assert_allclose(row[name], other[name], rtol=1e-4, err_msg=name)
+                        compared += 1
+                    else:
+                        assert row[name] == other[name], name
+    assert compared > 100
+    assert one.runs["lr 2e-3"][0].scores["test_loss"] != one.runs["lr 1e-3"][0].scores["test_loss"]
+
+
+def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_data, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match=str(out)):
+        spread(tiny_data, out, should_stop=stop_after(20))
+    results = read_results(out)
+    assert len(results.missing) >= 3, "a run asks 19 times in all"
+    assert 0 < sum(1 for _ in (out / "checkpoints").iterdir()) <= 3, "the runs that waited were not begun"
+    spread(tiny_data, out)
+    assert contents(out, timed=False) == contents(alone, timed=False)
+
+
+def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, tiny_data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    recorder = Recorder(monkeypatch, together=3)
+    recorder.ended["lr-1e-3-seed0"] = ended = threading.Event()
+
+    def fail(arm, seed, rows):
+        if (arm, seed, len(rows)) == ("lr 1e-3", 0, 2):
+            raise NonFiniteError("seed 0: the loss stopped being finite")
+
+    def wait_for_it(arm, seed, epoch, images):
+        if (arm, seed) != ("lr 1e-3", 0) and (epoch, images) == (1, 96):
+            assert ended.wait(60)
+            time.sleep(0.2)  # until the others have been told
+
+    with pytest.raises(NonFiniteError, match="seed 0: the loss"):
+        spread(tiny_data, out, on_epoch=fail, on_progress=wait_for_it)
+    steps = {p.name: {q.name for q in p.iterdir() if q.name.isdigit()} for p in (out / "checkpoints").iterdir()}
+    assert set(steps) == {"lr-2e-3-seed0", "lr-1e-3-seed0", "lr-2e-3-seed1"}, "the first three and no more"
+    for name in ("lr-2e-3-seed0", "lr-2e-3-seed1"):
+        assert "7" in steps[name], "in the middle of the second epoch"
+    assert "10" in steps["lr-1e-3-seed0"], "the epoch before it failed is safe"
+    assert len(read_results(out).missing) == 4
+    spread(tiny_data, out)
+    assert contents(out, timed=False) == contents(alone, timed=False)
+
+
+def test_a_run_that_blows_up_among_others_names_itself_and_leaves_a_sound_folder(tiny_data, tmp_path):
+    optim = replace(SHARED.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
+    out = tmp_path / "out"
+    with pytest.raises(NonFiniteError, match="seed 0: .* epoch 1, step 5"):
+        spread(tiny_data, out, arms={"lr 2e-3": SHARED, "huge": replace(SHARED, optim=optim)}, seeds=(0,))
+    results = read_results(out)
+    assert ("huge", 0) in results.missing
+    assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
+
+
+def test_ctrl_c_stops_the_runs_of_all_devices(alone, tiny_data, tmp_path):
+    """Python interrupts the thread that waits, not those that train."""
+    out, pressed = tmp_path / "out", threading.Event()
+
+    def press(arm, seed, epoch, images):
+        if (arm, seed, epoch, images) == ("lr 2e-3", 0, 0, 96) and not pressed.is_set():
+            pressed.set()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.2)  # until it is heard
+
+    with pytest.raises(KeyboardInterrupt):
+        spread(tiny_data, out, on_progress=press)
+    assert pressed.is_set() and ("lr 2e-3", 0) in read_results(out).missing
+    assert "2" in {p.name for p in (out / "checkpoints" / "lr-2e-3-seed0").iterdir()}
+    spread(tiny_data, out)
+    assert contents(out, timed=False) == contents(alone, timed=False)
+
+
+def test_an_unknown_way_to_spread_is_refused(tiny_data, tmp_path):
+    with pytest.raises(ConfigError, match="spread='run': must be 'data' or 'runs'"):
+        spread(tiny_data, tmp_path / "out", how="run")
+    assert not (tmp_path / "out").exists()

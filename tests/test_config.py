@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxresnet import AugmentConfig, ConfigError, ModelConfig, OptimConfig, TrainConfig
-from jaxresnet.config import differing_fields, from_dict, to_dict
+from jaxresnet.config import differing_fields, field_names, field_value, from_dict, to_dict, with_fields
 
 INVALID = [
     (ModelConfig, {"stage_sizes": ()}, "1 to 6 whole numbers"),
@@ -261,3 +261,30 @@ def test_differing_fields():
     ]
     assert differing_fields(to_dict(a), to_dict(a)) == []
     assert differing_fields({"x": 1}, {}) == ["x: 1 -> None"]
+
+
+def test_field_names_are_those_of_all_four():
+    listed = {f.name for cls in (ModelConfig, AugmentConfig, OptimConfig, TrainConfig) for f in dataclasses.fields(cls)}
+    assert field_names(TrainConfig()) == listed - {"model", "augment", "optim"}
+    assert field_names(ModelConfig()) == {f.name for f in dataclasses.fields(ModelConfig)}
+
+
+@given(runs, runs)
+def test_fields_are_replaced_wherever_they_are(config, other):
+    """Taking every field of another run makes it that run; none leaves it as it is."""
+    values = {name: field_value(other, name) for name in field_names(other)}
+    assert with_fields(config, values) == other
+    assert with_fields(config, {}) == config
+
+
+def test_fields_that_depend_on_each_other_are_replaced_together():
+    config = with_fields(TrainConfig(), {"stage_sizes": (1,), "pool_size": 32, "val_size": 0, "selection": "last"})
+    assert config == TrainConfig(model=ModelConfig(stage_sizes=(1,), pool_size=32), val_size=0, selection="last")
+    with pytest.raises(ConfigError, match="pool_size=4: must be 32"):
+        with_fields(config, {"pool_size": 4})
+
+
+@pytest.mark.parametrize("name", ["widht", "model", "optim"])
+def test_a_field_that_is_not_there(name):
+    with pytest.raises(KeyError):
+        field_value(TrainConfig(), name)

@@ -27,6 +27,14 @@ def test_environment_is_json_and_names_what_matters(monkeypatch):
     assert found["num_devices"] == len(jax.local_devices())
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_environment_of_the_devices_in_use(count):
+    """A run on one of eight devices was made on one."""
+    whole, part = environment(), environment(jax.devices()[:count])
+    assert part["num_devices"] == count
+    assert {**part, "num_devices": whole["num_devices"]} == whole
+
+
 def test_a_package_that_is_not_installed_has_no_version():
     assert module._version("no-such-package-anywhere") is None
 

@@ -12,9 +12,15 @@ from rich.default_styles import DEFAULT_STYLES
 
 from jaxresnet import progress as progress_module
 from jaxresnet.cli import _stop_on_signal
-from jaxresnet.progress import Progress, duration
+from jaxresnet.progress import PlannedRun, Progress, duration
 
-RUNS = [("Adam + Lookahead", 0), ("Adam [b]", 0)]  # a name that rich would take for markup
+
+def planned(arm="Adam", seed=0, images=800, num_epochs=2, macs=1000, done=False, comparison="out"):
+    return PlannedRun(arm, seed, images, num_epochs, macs, done, comparison)
+
+
+RUNS = [planned("Adam + Lookahead"), planned("Adam [b]")]  # a name that rich would take for markup
+LAST = [planned("Adam + Lookahead", done=True), RUNS[1]]
 EPOCH_LINE = (
     "Adam [b], seed 0: epoch 1/2  train loss 2.303 acc 10.00 %  val loss 2.250 acc 12.50 %  lr 1.00e-02  "
     "400 images/s  about 2 s left"
@@ -97,19 +103,19 @@ def frames(text):
 
 def half_of_it(progress, clock):
     """The first run and half an epoch of the second, at 400 images/s."""
-    progress.on_run(*RUNS[0])
-    progress.on_epoch([row()])
-    progress.on_epoch([row(), row()])  # 1,600 of 3,200 images
-    progress.on_run(*RUNS[1])
+    progress.on_run(RUNS[0])
+    progress.on_epoch(RUNS[0], [row()])
+    progress.on_epoch(RUNS[0], [row(), row()])  # 1,600 of 3,200 images
+    progress.on_run(RUNS[1])
     clock[0] = 30.0
-    progress.on_progress(0, 100)  # compiled for half a minute, which is no part of the speed
+    progress.on_progress(RUNS[1], 0, 100)  # compiled for half a minute, which is no part of the speed
     clock[0] = 30.75
-    progress.on_progress(0, 400)  # 2,000 of 3,200
+    progress.on_progress(RUNS[1], 0, 400)  # 2,000 of 3,200
 
 
 def test_the_bar_shows_run_speed_and_time_left(terminal, clock):
     screen = terminal()
-    with Progress(RUNS, images_per_epoch=800, num_epochs=2) as progress:
+    with Progress(RUNS) as progress:
         half_of_it(progress, clock)
     text = screen.text()
     last = frames(text)[-1]  # drawn when the block ends
@@ -125,10 +131,11 @@ def test_the_bar_fills(terminal, clock, monkeypatch):
 
     def colours(epochs):  # {colour: how many columns of the bar have it}, in the last picture
         screen = terminal()
-        with Progress([("Adam", 0)], images_per_epoch=800, num_epochs=4) as progress:
-            progress.on_run("Adam", 0)
+        run = planned(num_epochs=4)
+        with Progress([run]) as progress:
+            progress.on_run(run)
             for epoch in range(epochs):
-                progress.on_epoch([row()] * (epoch + 1))
+                progress.on_epoch(run, [row()] * (epoch + 1))
         picture = [part for part in screen.text().split("\x1b[2K") if "━" in part][-1]
         widths = Counter()
         for colour, piece in re.findall("\x1b\\[(?:38;5;)?(\\d+)m([━╸╺]+)", picture):
@@ -143,10 +150,10 @@ def test_the_bar_fills(terminal, clock, monkeypatch):
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
 def test_the_bar_keeps_to_one_line_and_keeps_its_numbers(columns, terminal, clock):
     screen = terminal(columns)
-    name = "a rather long name of an arm", 12345
-    with Progress([name], 800, 500) as progress:
-        progress.on_run(*name)
-        progress.on_epoch([row(0.01)])
+    run = planned("a rather long name of an arm", 12345, num_epochs=500)
+    with Progress([run]) as progress:
+        progress.on_run(run)
+        progress.on_epoch(run, [row(0.01)])
     pictures = [frame for frame in frames(screen.text()) if "━" in frame]
     assert max(map(len, pictures)) <= columns
     assert re.match(r"0:00:\d\d [━╸╺]{16} 80,000 images/s, 5 s left", pictures[-1])
@@ -155,17 +162,17 @@ def test_the_bar_keeps_to_one_line_and_keeps_its_numbers(columns, terminal, cloc
 
 def test_without_steps_as_on_accelerators_the_bar_moves_every_epoch(terminal, clock):
     screen = terminal()
-    with Progress(RUNS, 800, 2) as progress:
-        progress.on_run(*RUNS[0])
-        progress.on_epoch([row(seconds=4.0)])
+    with Progress(RUNS) as progress:
+        progress.on_run(RUNS[0])
+        progress.on_epoch(RUNS[0], [row(seconds=4.0)])
     assert "200 images/s, 12 s left" in frames(screen.text())[-1]
 
 
 def test_epoch_lines_on_a_terminal_are_whole_and_plain(terminal, clock):
     screen = terminal(60)
-    with Progress(RUNS, 800, 2) as progress:
-        progress.on_run(*RUNS[1])
-        progress.on_epoch([row()])
+    with Progress(LAST) as progress:
+        progress.on_run(RUNS[1])
+        progress.on_epoch(RUNS[1], [row()])
         progress.print(":+1: [red]as it is[/red]")
     text = screen.text()
     assert f"{EPOCH_LINE}\r\n" in text  # no colour and no line break within
@@ -173,36 +180,127 @@ def test_epoch_lines_on_a_terminal_are_whole_and_plain(terminal, clock):
 
 
 def test_a_log_gets_one_plain_line_an_epoch_and_nothing_else(capsys, clock):
-    with Progress(RUNS, 800, 2) as progress:
-        progress.on_run(*RUNS[1])
-        progress.on_progress(0, 100)
-        progress.on_progress(0, 800)
-        progress.on_epoch([row()])
+    with Progress(LAST) as progress:
+        progress.on_run(RUNS[1])
+        progress.on_progress(RUNS[1], 0, 100)
+        progress.on_progress(RUNS[1], 0, 800)
+        progress.on_epoch(RUNS[1], [row()])
     captured = capsys.readouterr()
     assert captured.out == EPOCH_LINE + "\n" and captured.err == ""
 
 
 def test_validation_and_test_scores_are_shown_where_there_are_any(capsys, clock):
-    with Progress(RUNS, 800, 2) as progress:
-        progress.on_run(*RUNS[1])
-        progress.on_epoch([row(val_loss=None, val_accuracy=None, test_loss=1.5, test_accuracy=0.0)])
+    with Progress(RUNS) as progress:
+        progress.on_run(RUNS[1])
+        progress.on_epoch(RUNS[1], [row(val_loss=None, val_accuracy=None, test_loss=1.5, test_accuracy=0.0)])
     assert "acc 10.00 %  test loss 1.500 acc 0.00 %  lr" in capsys.readouterr().out
+
+
+def times_left(capsys):
+    return re.findall(r"about (.*) left", capsys.readouterr().out)
 
 
 def test_the_time_left_leaves_out_what_an_earlier_call_finished(capsys, clock):
     """Runs that are done already are passed over by `compare`; an epoch half done begins at its middle."""
-    with Progress([("a", 0), ("b", 0), ("a", 1), ("b", 1)], 800, 2) as progress:
-        progress.on_run("a", 1)
-        progress.on_epoch([row(), row()])  # the second epoch; the first was of an earlier process
-        progress.on_run("b", 1)
-        progress.on_epoch([row()])
-    assert re.findall(r"about (.*) left", capsys.readouterr().out) == ["4 s", "2 s"]
+    runs = [planned("a", 0, done=True), planned("b", 0, done=True), planned("a", 1), planned("b", 1)]
+    with Progress(runs) as progress:
+        progress.on_run(runs[2])
+        progress.on_epoch(runs[2], [row(), row()])  # the second epoch; the first was of an earlier process
+        progress.on_run(runs[3])
+        progress.on_epoch(runs[3], [row()])
+    assert times_left(capsys) == ["4 s", "2 s"]
+
+
+def test_what_is_finished_fills_the_bar_from_the_start(terminal, clock):
+    terminal()
+    runs = [planned(done=True), planned(seed=1)]
+    with Progress(runs) as progress:
+        progress.on_run(runs[1])
+        assert progress._bar.tasks[0].completed == progress._bar.tasks[0].total / 2
+
+
+def test_long_runs_and_large_networks_count_for_what_they_cost(capsys, clock):
+    """The same images take a network of ten times the multiply-adds ten times as long."""
+    small, long, large = planned("small"), planned("long", num_epochs=6), planned("large", macs=10_000)
+    with Progress([small, long, large]) as progress:
+        progress.on_run(small)
+        progress.on_epoch(small, [row(1.0)])  # 800 images a second of the small network
+        progress.on_epoch(small, [row(1.0), row(1.0)])
+        progress.on_run(long)
+        progress.on_epoch(long, [row(1.0)])
+        progress.on_run(large)
+        progress.on_epoch(large, [row(10.0)])
+    # 1 + 6 + 20 s; then 6 + 20; then 5 + 20; then what two runs left at once, which share the time
+    assert times_left(capsys) == ["27 s", "26 s", "25 s", "8 s"]
+
+
+def test_the_speed_shown_is_that_of_the_network_that_runs(terminal, clock):
+    screen = terminal()
+    small, large = planned("small"), planned("large", macs=10_000)
+    with Progress([small, large]) as progress:
+        progress.on_run(small)
+        for history in ([row()], [row(), row()]):
+            progress.on_epoch(small, history)
+        progress.on_run(large)
+        progress.on_progress(large, 0, 100)
+        clock[0] = 2.5
+        progress.on_progress(large, 0, 200)  # 100 images of 10 x the work in 2.5 s, as fast as before
+    assert "400 images/s" in "".join(frames(screen.text())[:-1])
+    assert re.search(r" 40 images/s, 35 s left +large, seed 0", frames(screen.text())[-1])
+
+
+def test_two_runs_at_once_take_half_the_time(capsys, clock):
+    runs = [planned(seed=seed) for seed in range(4)]
+    with Progress(runs) as progress:
+        progress.on_run(runs[0])
+        progress.on_run(runs[1])
+        progress.on_epoch(runs[0], [row()])  # 7 epochs are left, of 2 s each
+        progress.on_epoch(runs[1], [row()])
+        progress.on_epoch(runs[0], [row(), row()])
+        progress.on_epoch(runs[1], [row(), row()])  # one at a time from here on
+        progress.on_run(runs[2])
+        progress.on_epoch(runs[2], [row()])
+    assert times_left(capsys) == ["7 s", "6 s", "5 s", "8 s", "6 s"]
+
+
+def test_runs_of_the_same_name_in_two_comparisons_are_two(capsys, clock):
+    runs = [planned(comparison="out/intended"), planned(comparison="out/published")]
+    with Progress(runs) as progress:
+        for run in runs:
+            progress.on_run(run)
+            progress.on_epoch(run, [row()])
+            progress.on_epoch(run, [row(), row()])
+    assert times_left(capsys) == ["6 s", "4 s", "2 s", "0 s"]
+
+
+def test_several_threads_may_tell_of_their_runs_at_once(terminal):
+    """On a terminal, where the bar has locks of its own."""
+    screen = terminal(200)
+    runs = [planned(seed=seed, num_epochs=20) for seed in range(4)]
+    with Progress(runs) as progress:
+
+        def train(run):
+            progress.on_run(run)
+            for epoch in range(run.num_epochs):
+                for images in (400, 800):
+                    progress.on_progress(run, epoch, images)
+                progress.on_epoch(run, [row()] * (epoch + 1))
+
+        threads = [threading.Thread(target=train, args=(run,)) for run in runs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert progress._bar.tasks[0].completed == progress._bar.tasks[0].total
+    lines = re.findall(r"Adam, seed (\d): epoch (\d+)/20 .* left", without_escapes(screen.text()))
+    assert sorted(lines) == sorted((str(seed), str(epoch)) for seed in range(4) for epoch in range(1, 21))
+    assert lines[-1][1] == "20" and re.findall(r"about (\d+ \w+) left", without_escapes(screen.text()))[-1] == "0 s"
 
 
 def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_was(terminal, clock):
     screen = terminal()
     before = signal.getsignal(signal.SIGINT)
-    with _stop_on_signal() as should_stop, Progress(RUNS, 800, 2) as progress:
+    with _stop_on_signal() as should_stop, Progress(RUNS) as progress:
         half_of_it(progress, clock)
         assert not should_stop()
         os.kill(os.getpid(), signal.SIGINT)
@@ -221,7 +319,7 @@ def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_
 def test_the_handler_of_ctrl_c_waits_for_no_lock_of_the_bar(terminal, clock):
     """Another thread, as the one that draws the bar, holds its locks while the signal comes."""
     terminal()
-    with _stop_on_signal() as should_stop, Progress(RUNS, 800, 2) as progress:
+    with _stop_on_signal() as should_stop, Progress(RUNS) as progress:
         held, release = threading.Event(), threading.Event()
 
         def hold():

@@ -7,7 +7,8 @@ import pytest
 
 from jaxresnet import ModelConfig, OptimConfig, TrainConfig, intended, published
 from jaxresnet.augment import MEAN, STD
-from jaxresnet.config import AugmentConfig, from_dict, to_dict
+from jaxresnet.config import AugmentConfig, from_dict, to_dict, with_fields
+from jaxresnet.published import intended_run, published_run
 
 # name: optimiser, batch, learning rate, Lookahead, schedule, its length in epochs, epochs run, best (epoch), last
 TABLE = {
@@ -68,10 +69,37 @@ def test_intended_changes_the_protocol_and_nothing_else(name):
     config = published[name].config
     meant = intended(config)
     assert (meant.optim.schedule_unit, meant.optim.schedule_length) == ("step", None)
-    assert (meant.val_size, meant.selection, meant.eval_weights, meant.test_every_epoch) == (5000, "val", "slow", False)
+    assert (meant.val_size, meant.selection, meant.eval_weights, meant.test_every_epoch) == (5000, "val", "slow", True)
     optim = replace(meant.optim, schedule_unit="epoch", schedule_length=config.optim.schedule_length)
     optim = replace(optim, b1=config.optim.b1)  # OneCycle's 0.95 was its start, where only the published runs stay
     assert optim == config.optim and meant.optim.b1 == OptimConfig().b1
     same = {f.name for f in fields(TrainConfig)} - {"optim", "val_size", "selection", "eval_weights"}
     for field in same - {"test_every_epoch"}:
         assert getattr(meant, field) == getattr(config, field)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_published_run_is_recognised_under_its_own_protocol_only(name):
+    run = published[name]
+    assert published_run(run.config) == (name, run) and intended_run(run.config) is None
+    meant = intended(run.config)
+    assert intended_run(meant) == (name, run) and published_run(meant) is None
+
+
+@pytest.mark.parametrize("same", [{"seed": 3}, {"eval_batch_size": 7}, {"precision": "bfloat16"}], ids=str)
+def test_seed_and_arithmetic_do_not_make_it_another_run(same):
+    run = published["adam_512"]
+    assert published_run(with_fields(run.config, same)) == ("adam_512", run)
+    assert intended_run(with_fields(intended(run.config), same)) == ("adam_512", run)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"num_epochs": 50}, {"batch_size": 511}, {"b1": 0.95}, {"flip": False}, {"width": 63}, {"train_size": 49_999}],
+    ids=str,
+)
+def test_any_other_difference_does(other):
+    """Else a published figure would stand beside a run that is not its own."""
+    config = published["adam_512"].config
+    assert published_run(with_fields(config, other)) is None
+    assert intended_run(with_fields(intended(config), other)) is None

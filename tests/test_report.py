@@ -1,92 +1,20 @@
-"""A folder in, tables and figures out: what they say, what they label, and that nothing but the folder is needed."""
+"""A folder in, tables and pages out: what they say, what they label, and that nothing but the folder is needed."""
 
 import json
-import math
-import random
-import subprocess
 import sys
 
-import matplotlib
 import numpy as np
 import pytest
+from fake_results import ADAM, LOOKAHEAD, PUBLISHED, change_rows, fake_comparison, fake_reproduction
 from PIL import Image
+from test_figure import figure_of, labels
+from test_page import read
 
+from jaxresnet.__main__ import main
 from jaxresnet.errors import ResultsError
-from jaxresnet.figure import make_figure
-from jaxresnet.report import AS_PUBLISHED, SYNTHETIC, render, title
-from jaxresnet.results import config_path, read_results, rows_path, scores_path, write_json, write_rows
-
-LOOKAHEAD, ADAM = "Adam + Lookahead", "Adam"
-PUBLISHED = {ADAM: {"best": 90.78, "source": "its notebook"}, LOOKAHEAD: {"best": 90.97, "source": "its notebook"}}
-
-
-def fake_comparison(
-    folder,
-    arms=(LOOKAHEAD, ADAM),
-    seeds=(0, 1, 2),
-    num_epochs=6,
-    selection="val",
-    synthetic=False,
-    unfinished=(),
-    not_begun=(),
-    **config,
-):
-    """Write what a comparison leaves behind: learning curves of a plausible shape, a point apart from arm to arm."""
-    config = {
-        "name": "adam_lookahead",
-        "protocol": "published" if selection == "test" else "intended",
-        "dataset": {"name": "synthetic" if synthetic else "cifar10", "synthetic": synthetic, "num_test": 10000},
-        "seeds": list(seeds),
-        "arms": {arm: {"batch_size": 512} for arm in arms},
-        "environment": {"jax": "0.10.2", "device": "cpu", "commit": None, "command": "python experiments/x.py"},
-        **config,
-    }
-    write_json(config_path(folder), config)
-    for index, arm in enumerate(arms):
-        for seed in seeds:
-            if (arm, seed) in not_begun:
-                continue
-            noise = random.Random(100 * index + seed)
-            rows = []
-            for epoch in range(num_epochs):
-                learnt = 1 - math.exp(-(epoch + 1) / 4)
-                accuracy = 45 + 40 * learnt - index + noise.gauss(0, 0.1)
-                evaluated = {"loss": 1.6 - learnt + noise.gauss(0, 0.02), "accuracy": accuracy}
-                rows.append(
-                    {
-                        "epoch": epoch,
-                        "learning_rate": 0.01,
-                        "train_loss": 1.7 - 1.2 * learnt,
-                        "train_accuracy": 40 + 45 * learnt,
-                        **{f"val_{k}": v if selection == "val" else None for k, v in evaluated.items()},
-                        **{f"test_{k}": v if selection == "test" else None for k, v in evaluated.items()},
-                    }
-                )
-            if (arm, seed) in unfinished:
-                write_rows(rows_path(folder, arm, seed), rows[: num_epochs // 2])
-                continue
-            write_rows(rows_path(folder, arm, seed), rows)
-            best = max(rows, key=lambda row: row[f"{selection}_accuracy"])
-            scores = {
-                "arm": arm,
-                "seed": seed,
-                "selection": selection,
-                "weights": "slow" if arm == LOOKAHEAD else "fast",
-                "best_epoch": best["epoch"],
-                "test_accuracy": best[f"{selection}_accuracy"],
-                "last_epoch": num_epochs - 1,
-            }
-            write_json(scores_path(folder, arm, seed), scores)
-    return folder
-
-
-def figure_of(folder):
-    results = read_results(folder)
-    return make_figure(results, title(results), AS_PUBLISHED)
-
-
-def labels(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+from jaxresnet.findings import AS_PUBLISHED, SYNTHETIC
+from jaxresnet.report import NOT_REPRODUCED, render, render_tree
+from jaxresnet.results import rows_path, scores_path, write_json, write_rows
 
 
 def test_summary_holds_the_statistics(tmp_path):
@@ -123,7 +51,7 @@ def test_table_and_verdict(tmp_path):
 
 def test_rendering_again_gives_the_same_bytes(tmp_path):
     first = render(fake_comparison(tmp_path))
-    paths = (first.summary_json, first.summary_md, first.figure)
+    paths = (first.summary_json, first.summary_md, first.figure, first.html)
     before = [path.read_bytes() for path in paths]
     assert render(tmp_path) == first
     assert [path.read_bytes() for path in paths] == before
@@ -132,15 +60,15 @@ def test_rendering_again_gives_the_same_bytes(tmp_path):
 def test_selection_on_the_test_set_is_labelled_wherever_it_shows(tmp_path):
     report = render(fake_comparison(tmp_path, selection="test", published=PUBLISHED))
     wrapped = " ".join(report.table.split())
-    assert "best epoch on the" in wrapped and f"Published, Adam: {AS_PUBLISHED}, its notebook." in wrapped
+    assert (
+        "best epoch on the" in wrapped
+        and f"Published, Adam + Lookahead, Adam: {AS_PUBLISHED}, its notebook." in wrapped
+    )
     assert report.verdict.endswith(f"[{AS_PUBLISHED}]")
     header = next(line for line in report.summary_md.read_text().splitlines() if line.startswith("| arm"))
     assert f"test accuracy (%), {AS_PUBLISHED}" in header and "last epoch, test (%)" in header
-    figure = figure_of(tmp_path)
-    assert f"test score of a run, {AS_PUBLISHED}" in labels(figure)
-    assert f"published figure, {AS_PUBLISHED}" in labels(figure)
-    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
-    assert set(lines["Adam, published 90.78 %"].get_ydata()) == {90.78}
+    caption = figure_of(tmp_path).legends[0].get_title().get_text()
+    assert caption.endswith(f"\ntest scores and published figures: {AS_PUBLISHED}")
 
 
 def test_test_rows_beside_a_validation_choice_get_their_own_labelled_column(tmp_path):
@@ -206,72 +134,6 @@ def test_a_comparison_that_has_only_begun(tmp_path):
     assert [len(line.get_xdata()) for line in figure.axes[0].get_lines()] == [3, 3]
 
 
-def test_figure_draws_the_mean_and_the_range(tmp_path):
-    figure = figure_of(fake_comparison(tmp_path))
-    loss, accuracy = figure.axes
-    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "accuracy (%)"]
-    assert "epoch" in loss.get_xlabel() and figure.get_suptitle() == "adam_lookahead: intended protocol, cifar10"
-    lines = {line.get_label(): line for line in accuracy.get_lines()}
-    curves = [f"{arm}, {split}" for arm in (LOOKAHEAD, ADAM) for split in ("training", "validation")]
-    assert set(lines) == {*curves, f"{LOOKAHEAD}, scored", f"{ADAM}, scored"}
-    assert [line.get_label() for line in loss.get_lines()] == curves
-    files = (rows_path(tmp_path, ADAM, seed).read_text() for seed in range(3))
-    measured = np.array([[json.loads(row)["val_accuracy"] for row in text.splitlines()] for text in files])
-    np.testing.assert_allclose(lines["Adam, validation"].get_ydata(), measured.mean(0))
-    band = accuracy.collections[-1].get_paths()[0].vertices  # Adam's validation, drawn last
-    assert {round(y, 9) for y in band[:, 1]} == {round(y, 9) for y in (*measured.min(0), *measured.max(0))}
-    assert len(lines["Adam, scored"].get_xdata()) == 3
-    for line in (*loss.get_lines(), *accuracy.get_lines()):
-        assert np.isfinite(line.get_ydata()).all()
-    # Readable in grey: the arms differ in marker, training and validation in line style.
-    assert len({line.get_marker() for label, line in lines.items() if "validation" in label}) == 2
-    assert lines["Adam, training"].get_linestyle() != lines["Adam, validation"].get_linestyle()
-    assert "bands: least to most over the seeds" in figure.legends[0].get_title().get_text()
-
-
-def test_one_epoch_shows_points_and_bars_side_by_side(tmp_path):
-    figure = figure_of(fake_comparison(tmp_path, num_epochs=1))
-    loss = figure.axes[0]
-    assert list(loss.get_xticks()) == [0] and len(loss.collections) == 4  # a bar a curve
-    assert len({float(line.get_xdata()[0]) for line in loss.get_lines()}) == 2  # an offset an arm
-    assert "bars: least to most" in figure.legends[0].get_title().get_text()
-
-
-@pytest.mark.parametrize("num_arms", [2, 9])
-def test_legend_lies_within_the_figure_and_off_the_data(tmp_path, num_arms):
-    arms = [f"SGD, learning rate {index}, and a name that is rather long" for index in range(num_arms)]
-    figure = figure_of(fake_comparison(tmp_path, arms=arms, selection="test", published={arms[0]: {"best": 90.0}}))
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure).draw()
-    legend = figure.legends[0].get_window_extent()
-    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
-    for axes in figure.axes:
-        assert not legend.overlaps(axes.get_window_extent())
-    looks = {(handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles[:num_arms]}
-    assert len(looks) == num_arms
-
-
-def test_png_is_light_small_and_the_users_settings_stay(tmp_path):
-    with matplotlib.style.context("dark_background"):
-        before = dict(matplotlib.rcParams)
-        report = render(fake_comparison(tmp_path, num_epochs=51))
-        assert dict(matplotlib.rcParams) == before
-    image = Image.open(report.figure)
-    assert image.format == "PNG" and image.size == (1500, 750) and image.info["dpi"] == pytest.approx((150, 150), 0.01)
-    assert report.figure.stat().st_size < 300_000
-    assert np.asarray(image.convert("L")).mean() > 200  # white, in spite of the user's dark style
-
-
-def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path):
-    fake_comparison(tmp_path)
-    code = (
-        "import sys; from jaxresnet.report import render; assert 'matplotlib' not in sys.modules\n"
-        f"render({str(tmp_path)!r}); assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_damaged_folder_is_refused_and_its_summary_left_alone(tmp_path):
     report = render(fake_comparison(tmp_path))
     before = report.summary_json.read_bytes()
@@ -280,3 +142,105 @@ def test_a_damaged_folder_is_refused_and_its_summary_left_alone(tmp_path):
     with pytest.raises(ResultsError, match=r"adam-seed1\.jsonl, line 6"):
         render(tmp_path)
     assert report.summary_json.read_bytes() == before
+
+
+def results_tree(root):
+    """Two protocols of a published comparison, one comparison on other data, a measurement, and two to skip."""
+    fake_reproduction(root / "batch_size-published", {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.0)}})
+    fake_reproduction(root / "batch_size", {"adam_512": {0: (92.0, 92.0)}}, "intended")
+    fake_comparison(root / "demo", synthetic=True)
+    write_json(root / "models" / "measurement.json", {"parameters": 4_903_242})
+    (root / "models" / "model_parameters.md").write_text("# Parameters\n\n4,903,242 of them\n")
+    Image.new("RGB", (9, 9)).save(root / "models" / "model_parameters.png")
+    (root / "photos").mkdir()
+    fake_comparison(root / "damaged")
+    path = rows_path(root / "damaged", ADAM, 1)
+    path.write_text(path.read_text()[:-30])
+    return root
+
+
+def test_a_tree_of_comparisons_makes_one_page(tmp_path):
+    tree = render_tree(results_tree(tmp_path))
+    assert tree.html == tmp_path / "report.html"
+    assert list(tree.reports) == ["batch_size", "batch_size-published", "demo"] and tree.measurements == ["models"]
+    for name, report in tree.reports.items():  # each as `render` leaves it
+        assert report == render(tmp_path / name) and report.html.is_file()
+    page = read(tree.html)
+    names = ["batch_size", "batch_size-published", "demo", "models"]
+    assert page.ids == [f"s-{name}" for name in names] and page.links == [f"#s-{name}" for name in names]
+    shown = " ".join(page.shown)
+    assert "Skipped photos: is empty" in shown and "adam-seed1.jsonl, line 6: cut off" in shown
+    assert "4,903,242 of them" in shown and '"parameters": 4903242' in shown
+    assert "inside (85.75 to 96.75)" in shown  # 91.25 ± 12.7062 * 0.353553 * sqrt(3 / 2)
+    assert len(page.loads) == 5  # the reproduction, three comparisons, the measurement's picture
+    assert not (tmp_path / "damaged" / "report.html").exists() and set(tree.skipped) == {"damaged", "photos"}
+
+
+def test_the_reproduction_lies_in_files_beside_the_page(tmp_path):
+    tree = render_tree(results_tree(tmp_path))
+    table = json.loads((tmp_path / "reproduction.json").read_text())["runs"]
+    assert table["adam_512"]["as_intended"]["0"]["folder"] == "batch_size" and len(table) == 11
+    markdown = (tmp_path / "reproduction.md").read_text()
+    assert f"ours as published: {AS_PUBLISHED} (n)" in markdown and "91.25 ± 0.35 (2)" in markdown
+    assert "91.25 ± 0.35 (2)" in tree.table and "what it trains, epochs" in tree.table.splitlines()[-1]
+    assert (tmp_path / "reproduction.png").read_bytes().startswith(b"\x89PNG")
+    before = {path: path.read_bytes() for path in tmp_path.glob("re*")}
+    assert render_tree(tmp_path) == tree and {path: path.read_bytes() for path in before} == before and len(before) == 4
+
+
+def test_a_tree_that_repeats_no_published_run_says_so(tmp_path):
+    fake_comparison(tmp_path / "demo", synthetic=True)
+    tree = render_tree(tmp_path)
+    assert tree.table == NOT_REPRODUCED and NOT_REPRODUCED in tree.html.read_text()
+    assert "Not counted: 6 finished runs" in tree.html.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "report.html"]
+
+
+def test_a_tree_is_not_a_comparison(tmp_path):
+    with pytest.raises(ResultsError, match="holds no comparison; give"):
+        render_tree(tmp_path)
+    with pytest.raises(ResultsError, match="is the folder of one comparison; give the folder around several"):
+        render_tree(fake_comparison(tmp_path))
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["jaxresnet", *map(str, arguments)])
+    try:
+        main()
+        status = 0
+    except SystemExit as exit:
+        status = exit.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_takes_a_comparison_or_a_folder_of_them(tmp_path, monkeypatch, capsys):
+    status, out, err = run_main(monkeypatch, capsys, "report", results_tree(tmp_path))
+    assert (status, err) == (0, "")
+    assert "Adam + Lookahead is better than Adam by" in out and "91.25 ± 0.35 (2)" in out
+    assert f"page    {tmp_path / 'report.html'}" in out and "skipped photos: is empty" in out
+    status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "demo")
+    assert (status, err) == (0, "") and out.startswith("adam_lookahead: intended protocol, synthetic data")
+    assert out.endswith(f"page    {tmp_path / 'demo' / 'report.html'}\n")
+    for folder in (tmp_path / "damaged", tmp_path / "photos", tmp_path / "nowhere"):
+        status, out, err = run_main(monkeypatch, capsys, "report", folder)
+        assert (status, out) == (2, "") and err.startswith(f"error: {folder}") and "Traceback" not in err
+
+
+def test_many_pairs_are_short_on_the_terminal_and_whole_in_the_files(tmp_path):
+    report = render(fake_comparison(tmp_path, arms=("A", "B", "C", "D"), seeds=(0,)))
+    assert len(report.verdict.splitlines()) == 2
+    markdown = report.summary_md.read_text()
+    assert markdown.count("one seed: no interval") == 6 and "## Each pair" in markdown
+    assert read(report.html).shown.count("Each of the 6 pairs") == 1
+
+
+def test_the_table_fits_a_terminal(tmp_path):
+    published = {ADAM: {"best": 90.78, "last": 90.78, "source": "x"}}
+    fake_comparison(tmp_path, seeds=range(3), published=published)
+    for arm in (ADAM, LOOKAHEAD):
+        for seed in range(3):
+            change_rows(tmp_path, arm, seed, lambda row: row.update(test_accuracy=60.0))
+    table = render(tmp_path).table.split("\n\n")[1]
+    assert max(map(len, table.splitlines())) <= 120 and "too wide" not in table
+    assert "per seed (%)" in table and "90.78 / 90.78" in table

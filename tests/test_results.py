@@ -158,6 +158,8 @@ def test_folders_that_are_no_comparison(tmp_path):
         ("seeds", [True]),
         ("arms", {}),
         ("arms", ["Adam"]),
+        ("arms", {"Adam": 1}),
+        ("arms", {"Adam": {"model": "bert"}}),
         ("dataset", {"name": "cifar10"}),
         ("dataset", {"name": "cifar10", "synthetic": "no"}),
         ("environment", None),
@@ -234,3 +236,37 @@ def test_empty_scores_file(folder):
     scores_path(folder, ARM, 0).write_text("")
     with pytest.raises(ResultsError, match=r"seed0\.json, line 1: empty"):
         read_results(folder)
+
+
+def test_a_run_of_another_config_than_its_arm(folder):
+    own = {**CONFIG["arms"][ARM], "optim": {"b1": 0.9}, "seed": 0}
+    arms = {**CONFIG["arms"], ARM: {"learning_rate": 0.01, "optim": {"b1": 0.9}}}
+    write_json(config_path(folder), {**CONFIG, "arms": arms})
+    write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), "config": own})
+    assert read_results(folder).scores(ARM, "test_accuracy")[0] == 66.0
+    for other, difference in (
+        ({**own, "optim": {"b1": 0.95}}, r"optim\.b1: 0\.9 -> 0\.95"),
+        ({**own, "seed": 7}, "seed: 0 -> 7"),
+    ):
+        write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), "config": other})
+        with pytest.raises(
+            ResultsError, match=rf"adam-lookahead-seed0\.json: .*{difference}.*two comparisons are mixed"
+        ):
+            read_results(folder)
+
+
+@pytest.mark.parametrize("key", ["config", "environment"])
+def test_a_run_whose_config_or_environment_is_no_object(folder, key):
+    write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), key: "GPU"})
+    with pytest.raises(ResultsError, match=rf"seed0\.json: '{key}' is 'GPU', not a JSON object"):
+        read_results(folder)
+
+
+def test_files_of_no_arm_and_seed_are_named(folder):
+    assert read_results(folder).strays == ()
+    write_rows(rows_path(folder, ARM, 2), ROWS)
+    write_json(scores_path(folder, "SGD", 0), scores("SGD", 0))
+    (folder / "runs" / ".adam-seed0.jsonl.123.tmp").write_text("half")  # what a crash while writing leaves
+    read = read_results(folder)
+    assert read.strays == ("adam-lookahead-seed2.jsonl", "sgd-seed0.json")
+    assert list(read.runs) == [ARM, "Adam"] and 2 not in read.runs[ARM]

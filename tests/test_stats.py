@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxresnet.stats import ArmSummary, describe, holm, paired_difference, pairwise, seeds_needed, verdict
+from jaxresnet.stats import (
+    ArmSummary,
+    describe,
+    holm,
+    paired_difference,
+    pairwise,
+    prediction_interval,
+    seeds_needed,
+    verdict,
+)
 
 # Differences 1, 2, 3: mean 2, sd 1, standard error 1/sqrt(3); t(0.975, 2 degrees of freedom) = 4.302653.
 WORKED_A = {0: 91.0, 1: 93.0, 2: 92.0}
@@ -24,6 +33,41 @@ def test_describe_refuses_what_has_no_mean():
         describe([])
     with pytest.raises(ValueError, match="value 1 is nan"):
         describe([1.0, math.nan])
+
+
+def test_prediction_interval_by_hand():
+    # 1, 2, 3: mean 2, sd 1, t(0.975, 2 degrees of freedom) = 4.302653, times sqrt(1 + 1/3): half-width 4.968276.
+    assert prediction_interval(iter([1.0, 3.0, 2.0])) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[], [91.26], [0.1, 0.1, 0.1], [91.26, 91.26]])
+def test_no_prediction_from_fewer_than_two_values_or_from_equal_ones(values):
+    assert prediction_interval(values) is None
+
+
+@given(st.lists(st.floats(10, 100), min_size=2, max_size=8), st.sampled_from([0.5, 0.95]))
+def test_prediction_interval_agrees_with_scipy(values, confidence):
+    """One more run x has (x - mean) / (sd * sqrt(1 + 1/n)) distributed as Student's t: the interval's ends have its
+    quantiles, and it is the interval of the mean widened by sqrt(n + 1)."""
+    from scipy.stats import sem, t
+
+    if max(values) - min(values) < 1e-3:
+        return
+    n = len(values)
+    low, high = prediction_interval(values, confidence)
+    of_the_mean = t.interval(confidence, n - 1, loc=sum(values) / n, scale=sem(values))
+    assert high - low == pytest.approx((of_the_mean[1] - of_the_mean[0]) * math.sqrt(n + 1))
+    assert (low + high) / 2 == pytest.approx(sum(values) / n)
+    assert t.cdf((high - sum(values) / n) / (sem(values) * math.sqrt(n + 1)), n - 1) == pytest.approx(
+        0.5 + confidence / 2
+    )
+
+
+def test_prediction_interval_refuses_what_describe_refuses():
+    with pytest.raises(ValueError, match="value 1 is inf"):
+        prediction_interval([1.0, math.inf])
+    with pytest.raises(ValueError, match="confidence=95"):
+        prediction_interval([1.0, 2.0], confidence=95)
 
 
 def test_paired_difference_by_hand():
@@ -163,6 +207,7 @@ def test_pairwise_corrects_more_than_two_arms():
     alone = [pair.difference.p_value for pair in pairs]
     assert [pair.p_holm for pair in pairs] == pytest.approx(holm(alone))
     assert "B is better than A by 0.502 points" in pairs[0].verdict
+    assert [pair.told_apart for pair in pairs] == ["is better than" in pair.verdict for pair in pairs]
     assert "after Holm's correction for 3 comparisons" in pairs[0].verdict
 
     spoilt = pairwise({**arms, "D": {0: 0.2, 1: -0.3, 2: 0.1, 3: 0.0}})
@@ -180,4 +225,5 @@ def test_pairwise_of_two_arms_is_the_plain_paired_test():
 def test_pairs_without_a_test_are_not_part_of_the_family():
     pairs = pairwise({"A": WORKED_A, "B": WORKED_B, "C": {0: 50.0}})
     assert [pair.p_holm is None for pair in pairs] == [False, True, True]
+    assert not pairs[1].told_apart and not pairs[2].told_apart
     assert pairs[0].p_holm == pairs[0].difference.p_value

@@ -1,0 +1,25 @@
+"""The eight published configurations, and the full ResNet-18 narrowed to under five million parameters, side by side.
+
+$ python experiments/model_parameters.py --demo       step times of narrow networks: a minute on a CPU
+$ python experiments/model_parameters.py              parameters, multiply-adds, which ones run, and step times
+$ python experiments/model_parameters.py --train      then trains all that run, otherwise alike, for their accuracy
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jaxresnet as jr
+
+FULL = jr.ModelConfig(stage_sizes=(2, 2, 2, 2))
+MODELS = {**jr.published_models, "narrowed ResNet-18": jr.widest_under_budget(FULL)}
+CHOSEN = jr.published["adam_512"].config
+ARMS = {name: replace(CHOSEN, model=model) for name, model in MODELS.items() if not jr.problem_here(model)}
+EXPERIMENT = jr.Experiment(
+    __doc__,
+    {"model_parameters-trained": ARMS},
+    optional=("model_parameters-trained",),
+    measurements={"model_parameters": partial(jr.measure_models, MODELS)},
+)
+
+if __name__ == "__main__":
+    jr.run_experiment(EXPERIMENT)

@@ -1,0 +1,73 @@
+"""A table, given as rows of text with the header first, for a terminal, for Markdown and for HTML; and its numbers."""
+
+import html
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+
+from jaxresnet.stats import describe
+
+Table = Sequence[Sequence[str]]
+
+WIDTH = 120  # of a terminal that holds a table without breaking its lines, characters
+
+
+def mean_sd(values: Iterable[float]) -> str:
+    """ "91.02 ± 0.14" (sample standard deviation), "91.02" for one value, "" for none."""
+    values = list(values)
+    if not values:
+        return ""
+    arm = describe(values)
+    return f"{arm.mean:.2f}" if arm.sd is None else f"{arm.mean:.2f} ± {arm.sd:.2f}"
+
+
+def without_columns(table: Table, headers: Collection[str]) -> list[list[str]]:
+    kept = [i for i, header in enumerate(table[0]) if header not in headers]
+    return [[row[i] for i in kept] for row in table]
+
+
+def aligned(table: Table, spare: Sequence[str] = (), header_width: int = 18) -> str:
+    """The table for a terminal: columns padded, long headers wrapped at `header_width` characters.
+
+    spare: headers of columns that are left out, one after the other, while the table is wider than a terminal; the
+    line below the table then says so.
+    """
+    left_out: list[str] = []
+    lines = _padded(table, header_width)
+    for header in spare:
+        if max(map(len, lines)) <= WIDTH:
+            break
+        if header in table[0]:
+            left_out.append(header)
+            lines = _padded(without_columns(table, left_out), header_width)
+    if left_out:
+        lines.append(f"(too wide for a terminal, see report.html: {', '.join(left_out)})")
+    return "\n".join(lines)
+
+
+def _padded(table: Table, header_width: int) -> list[str]:
+    header = [textwrap.wrap(cell, header_width) for cell in table[0]]
+    height = max(map(len, header))
+    lines = [*([cell[i] if i < len(cell) else "" for cell in header] for i in range(height)), *table[1:]]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines]
+    return [*text[:height], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[height:]]
+
+
+def as_markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(table[0]), line(["---"] * len(table[0])), *map(line, table[1:])])
+
+
+def as_html(table: Table) -> str:
+    """A <table> in a <div> that scrolls sideways where the screen is narrow. Every cell is escaped.
+
+    Short cells have the class "short", for a style that keeps numbers on one line."""
+
+    def cell(text: str) -> str:
+        return f"<td{' class=short' if len(text) < 26 else ''}>{html.escape(text)}</td>"
+
+    head = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in table[0]) + "</tr>"
+    body = "\n".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in table[1:])
+    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'

@@ -1,0 +1,118 @@
+"""What the scripts' demos leave behind, checked for content. `.ci/run` runs the demos and says where they lie."""
+
+import importlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxresnet.experiment import Experiment
+from jaxresnet.figure import make_figure
+from jaxresnet.findings import findings
+from jaxresnet.results import read_results
+
+ROOT = os.environ.get("JAXRESNET_DEMOS")
+pytestmark = pytest.mark.skipif(not ROOT, reason="set JAXRESNET_DEMOS to the folder of the demos' results")
+
+SCRIPTS = (
+    *("adam_lookahead", "batch_size", "learning_rate", "sgd_vs_adam", "schedulers", "num_epochs"),
+    *("model_parameters", "final_model"),
+)
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+
+
+def experiment(script) -> Experiment:
+    return importlib.import_module(script).EXPERIMENT
+
+
+def comparisons():
+    """[(name, arms as intended in the demo), ...] of everything that the scripts run by default."""
+    found = []
+    for script in SCRIPTS:
+        e = experiment(script)
+        found += [(name, e.arms(name, "intended", True)) for name in e.select([], False) if name in e.comparisons]
+    assert len(found) == 8
+    return found
+
+
+def folder(name):
+    return Path(ROOT or "") / f"{name}-demo"
+
+
+def test_every_comparison_is_complete_and_finite():
+    for name, arms in comparisons():
+        results = read_results(folder(name))
+        assert not results.missing and list(results.runs) == list(arms) and results.synthetic, name
+        for arm, runs in results.runs.items():
+            assert list(runs) == [0, 1, 2], (name, arm)
+            for run in runs.values():
+                assert len(run.rows) == arms[arm].num_epochs, (name, arm)
+                for row in run.rows:
+                    scores = [row[f"{split}_{what}"] for split in SPLITS for what in ("loss", "accuracy")]
+                    assert all(isinstance(score, float) and math.isfinite(score) for score in scores), (name, arm, row)
+
+
+def test_every_table_has_a_row_an_arm_and_the_three_selections():
+    for name, arms in comparisons():
+        header, *rows = findings(read_results(folder(name))).table
+        assert [row[0] for row in rows] == list(arms), name
+        for column in ("best epoch on the validation set", "last epoch", "best epoch on the test set (as published)"):
+            (place,) = [i for i, title in enumerate(header) if column in title]
+            for row in rows:
+                assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row[place]), (name, column, row)
+        written = (folder(name) / "summary.md").read_text()
+        assert "synthetic data, not CIFAR-10" in written and all(f"| {arm} |" in written for arm in arms), name
+
+
+def test_every_figure_has_two_curves_an_arm_and_a_legend_of_all_arms():
+    for name, arms in comparisons():
+        results = read_results(folder(name))
+        figure = make_figure(results, "title", "as published")
+        loss, accuracy = figure.axes
+        for axes, unit in ((loss, "nats"), (accuracy, "%")):
+            labels = [line.get_label() for line in axes.lines]
+            for arm in arms:
+                assert {f"{arm}, training", f"{arm}, validation"} <= set(labels), (name, arm, labels)
+            for line in axes.lines:
+                assert all(map(math.isfinite, map(float, line.get_ydata()))), (name, line)
+            assert unit in axes.get_ylabel() and "epoch" in axes.get_xlabel()
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert set(arms) <= set(named), (name, named)
+        png = (folder(name) / "figure.png").stat().st_size
+        assert 20_000 < png < 300_000, (name, png)
+
+
+def test_the_measured_models():
+    measured = json.loads((folder("model_parameters") / "measurement.json").read_text())
+    text = json.dumps(measured)
+    assert "NaN" not in text and "Infinity" not in text
+    table = (folder("model_parameters") / "model_parameters.md").read_text()
+    for parameters in ("12,550,218", "6,279,498", "5,419,338", "11,173,962", "4,903,242"):
+        assert parameters in table or measured["demo"], parameters
+    assert (folder("model_parameters") / "model_parameters.png").stat().st_size < 300_000
+
+
+def test_the_evaluation_of_the_final_model():
+    evaluation = json.loads((folder("final_model") / "evaluation.json").read_text())
+    text = (folder("final_model") / "evaluation.md").read_text()
+    assert all(name in text for name in evaluation["class_names"])
+    for picture in ("confusion.png", "mistakes.png"):
+        assert 5_000 < (folder("final_model") / picture).stat().st_size < 300_000, picture
+
+
+def test_one_page_holds_everything_and_needs_no_network():
+    page = (Path(ROOT or "") / "report.html").read_text()
+    for name, arms in comparisons():
+        assert name in page
+        assert all(arm in page for arm in arms), name
+    assert "model_parameters" in page
+    assert page.count("data:image/png;base64,") >= 8 + 3  # a figure each, and those of model_parameters and final_model
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)

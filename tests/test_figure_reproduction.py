@@ -1,0 +1,75 @@
+"""The figure of the reproduction: a row a published run, our runs as differences from it, nothing off the page."""
+
+import io
+
+import numpy as np
+import pytest
+from fake_results import fake_reproduction
+from PIL import Image
+
+from jaxresnet.figure_reproduction import draw_reproduction, make_reproduction
+from jaxresnet.published import published
+from jaxresnet.reproduction import read_reproduction
+
+
+@pytest.fixture
+def found(tmp_path):
+    runs = {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.0)}, "adam_256_lr_6": {0: (48.44, 48.0)}}
+    fake_reproduction(tmp_path / "a-published", runs)
+    fake_reproduction(tmp_path / "a", {"adam_512": {0: (92.26, 92.0), 1: (10.0, 10.0)}}, "intended")
+    return read_reproduction(tmp_path)
+
+
+def test_rows_and_marks(found):
+    figure = make_reproduction(found)
+    (axes,) = figure.axes
+    assert "percentage points" in axes.get_xlabel()
+    ticks = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert ticks == [f"{name}\n{run.best:.2f} %" for name, run in reversed(published.items())]
+    y = dict(zip(reversed(published), axes.get_yticks(), strict=True))
+
+    def points(label):
+        lines = [line for line in axes.get_lines() if line.get_label() == label]
+        return [(x, y) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+    assert sorted(points("published best")) == sorted((0, tick) for tick in y.values())
+    last = {tick: x for x, tick in points("published last")}
+    assert last[y["sgd_128"]] == pytest.approx(88.04 - 88.13)
+    means = {round(tick): x for x, tick in points("mean") if tick > round(tick)}  # as published, above the middle
+    assert means == pytest.approx({y["adam_512"]: 91.25 - 91.26, y["adam_256_lr_6"]: 1.0})
+    seeds = [x for x, tick in points("seeds") if round(tick) == y["adam_512"]]
+    assert sorted(seeds) == pytest.approx([91.0 - 91.26, 91.5 - 91.26, 1.0])
+    spread = [patch for patch in axes.patches if patch.get_width() > 0]
+    low, high = next(row for row in found.rows if row.name == "adam_512").spread
+    assert [(bar.get_x(), bar.get_width()) for bar in spread] == [pytest.approx((low - 91.26, high - low))]
+
+
+def test_a_run_that_failed_does_not_flatten_the_others(found):
+    (axes,) = make_reproduction(found).axes
+    left, right = axes.get_xlim()
+    assert -3 < left < -1 and 1 < right < 3
+    assert [text.get_text() for text in axes.texts] == ["off the scale: -81.3"]
+
+
+def test_legend_lies_off_the_data_and_says_what_the_marks_are(found):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = make_reproduction(found)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert not box.overlaps(figure.axes[0].get_window_extent())
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert len(labels) == 5 and "ours as intended, epoch chosen on validation" in labels
+    # Readable in grey: the protocols differ in their marks.
+    assert len({handle.get_marker() for handle in legend.legend_handles[:4]}) == 4
+
+
+def test_png_is_light_and_small(found):
+    png = draw_reproduction(found)
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG" and image.info["dpi"] == pytest.approx((150, 150), 0.01) and len(png) < 300_000
+    pixels = np.asarray(image.convert("L"))
+    assert pixels.mean() > 200 and pixels[0, 0] == 255
+    assert draw_reproduction(found) == png

@@ -1,0 +1,54 @@
+"""A folder around comparisons: what is found, what is skipped and named, and what is no results folder at all."""
+
+import pytest
+from fake_results import ADAM, fake_comparison
+
+from jaxresnet.errors import ResultsError
+from jaxresnet.results import rows_path, write_json
+from jaxresnet.tree import read_tree
+
+
+def test_one_level_down(tmp_path):
+    fake_comparison(tmp_path / "b")
+    fake_comparison(tmp_path / "a" / "deeper")
+    fake_comparison(tmp_path / "cut")
+    path = rows_path(tmp_path / "cut", ADAM, 1)
+    path.write_text(path.read_text()[:-30])
+    write_json(tmp_path / "bert" / "config.json", {"model_type": "bert"})
+    write_json(tmp_path / "measured" / "measurement.json", {"parameters": 4903242})
+    fake_comparison(tmp_path / "both")
+    write_json(tmp_path / "both" / "measurement.json", {})
+    for name in ("empty", ".git", "__pycache__"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train_step-cpu.json").write_text("{}")
+
+    tree = read_tree(tmp_path)
+    assert list(tree.comparisons) == ["b", "both"] and list(tree.measurements) == ["measured"]
+    assert list(tree.skipped) == ["a", "bert", "cut", "empty"]
+    assert tree.skipped["a"] == "holds no config.json" and tree.skipped["empty"] == "is empty"
+    assert "adam-seed1.jsonl, line 6: cut off" in tree.skipped["cut"]
+    assert "'name' is missing or malformed" in tree.skipped["bert"]
+
+
+def test_a_damaged_comparison_with_a_measurement_is_shown_and_named(tmp_path):
+    write_json(tmp_path / "x" / "measurement.json", {})
+    (tmp_path / "x" / "config.json").write_text("{")
+    tree = read_tree(tmp_path)
+    assert list(tree.measurements) == ["x"] and "cut off" in tree.skipped["x"]
+
+
+def test_one_comparison_is_a_tree_of_one(tmp_path, monkeypatch):
+    fake_comparison(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert list(read_tree(".").comparisons) == ["mine"]
+
+
+def test_folders_with_nothing_to_show(tmp_path):
+    with pytest.raises(ResultsError, match="nowhere: no such folder; give the folder of a comparison"):
+        read_tree(tmp_path / "nowhere")
+    with pytest.raises(ResultsError, match="holds no comparison; give the folder"):
+        read_tree(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.jpg").write_bytes(b"")
+    with pytest.raises(ResultsError, match=r"no comparison that can be read \(photos: holds no config\.json\); give"):
+        read_tree(tmp_path)
