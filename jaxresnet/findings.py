@@ -49,8 +49,13 @@ def findings(results: Results) -> Findings:
 
 def title(results: Results) -> str:
     """The line above every table and figure: name, protocol, data set, and what a reader must not overlook."""
-    dataset = SYNTHETIC if results.synthetic else results.config["dataset"]["name"]
-    text = f"{results.config['name']}: {results.config['protocol']} protocol, {dataset}"
+    text = f"{results.config['name']}: {results.config['protocol']} protocol, "
+    text += SYNTHETIC if results.synthetic else results.config["dataset"]["name"]
+    sizes, lengths = ({arm.get(key) for arm in results.config["arms"].values()} for key in ("train_size", "num_epochs"))
+    if sizes != {None}:
+        text += f", only {' or '.join('all' if n is None else f'{n:,}' for n in sizes)} training images"
+    if len(lengths) == 1 and lengths != {None}:
+        text += f", {lengths.pop()} epochs"
     if results.missing:
         count = len(results.config["arms"]) * len(results.config["seeds"])
         text += f" (incomplete: {count - len(results.missing)} of {count} runs)"

@@ -13,8 +13,10 @@ import pytest
 from tiny import RUN, STEADY, TIMES, stop_after
 
 from jaxresnet.compare import Hooks, compare, pending
+from jaxresnet.config import ModelConfig, with_fields
 from jaxresnet.dataset import Split
 from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
+from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine
 from jaxresnet.report import render
 from jaxresnet.results import read_results
@@ -279,6 +281,46 @@ def test_a_run_that_blows_up_leaves_a_sound_folder(tiny_data, tmp_path):
     assert results.runs["Adam"][0].scores is not None
 
 
+# -------------------------------------------------------------------------------------------------- compiling once
+
+
+def test_rates_schedules_lengths_and_seeds_share_their_programs(tiny_data, tmp_path):
+    """All but the first run compile nothing."""
+    model = ModelConfig(stage_sizes=(1,), width=3, pool_size=32)  # of no other test
+    base = replace(STEADY, model=model, num_epochs=1)
+    changes = {
+        "first": {},
+        "rate": {"learning_rate": 1e-4, "b1": 0.5, "weight_decay": 0.1, "slow_step_size": 0.8},
+        "constant": {"schedule": "constant"},
+        "OneCycle, an epoch at a time": {"schedule": "onecycle", "schedule_unit": "epoch", "schedule_length": 9},
+        "warm-up": {"schedule": "warmup_cosine", "warmup_fraction": 0.1},
+        "twice as long": {"num_epochs": 2},
+        "as published": {"eval_weights": "fast", "test_every_epoch": True},
+    }
+    arms = {arm: with_fields(base, fields) for arm, fields in changes.items()}
+    for config in arms.values():  # the schedules' own sums, on a few numbers, are no programs of a run
+        epoch_hypers(config.optim, 4, config.num_epochs, 0)
+        make_schedule(config.optim, 4, config.num_epochs)(0)
+    compiled: dict[tuple[str, int], list[str]] = {}
+
+    def listener(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            list(compiled.values())[-1].append(fun_name)
+
+    def on_run(arm, seed):
+        compiled[arm, seed] = []
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        compare(arms, (0, 1), tiny_data, tmp_path / "out", devices=ONE, hooks=Hooks(on_run=on_run))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert len(compiled) == 14
+    first = compiled.pop(("first", 0))
+    assert len(first) >= 5, "initial state, plan, step, and evaluation of two data sets"
+    assert compiled == {run: [] for run in compiled}
+
+
 # ------------------------------------------------------------------------------------------------- a run a device
 
 THREE = jax.devices()[:3]
@@ -400,7 +442,7 @@ def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, t
 def test_a_run_that_blows_up_among_others_names_itself_and_leaves_a_sound_folder(tiny_data, tmp_path):
     optim = replace(SHARED.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
     out = tmp_path / "out"
-    with pytest.raises(NonFiniteError, match="seed 0: .* epoch 1, step 5"):
+    with pytest.raises(NonFiniteError, match=r"seed 0: .* epoch 1, step 5"):
         spread(tiny_data, out, arms={"lr 2e-3": SHARED, "huge": replace(SHARED, optim=optim)}, seeds=(0,))
     results = read_results(out)
     assert ("huge", 0) in results.missing

@@ -52,24 +52,29 @@ def run(command: str, extra: str, monkeypatch) -> None:
 
 
 def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as Python does for a script
+    monkeypatch.setattr("jaxresnet.model_table._turn", lambda *args: lambda: 0.01)  # full networks would take minutes
     ran = 0
     for command in (c for c in commands() if c.startswith("python ")):
         script = command.split()[1]
-        if script == "-m" or "--help" in command:
+        if script == "-m" or "--help" in command or "model_parameters" in command:
             extra = ""
         else:
-            extra = TINY + ("" if "published" in command else " --val-size 64")
+            extra = f"{TINY} --val-size 64"
             if "--seeds" not in command:
                 extra += " --seeds 0"
         run(command, extra, monkeypatch)
         ran += 1
-    assert ran >= 6
+    assert ran >= 8
     printed = capsys.readouterr().out
     assert f"{jr.count_params(jr.ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)):,} parameters" in printed
     assert "best epoch on the test set (as published)" in printed
-    for folder in ("adam_lookahead", "adam_lookahead-published", "k10"):
+    folders = ("adam_lookahead", "adam_lookahead-published", "adam_lookahead-sync", "k10", "learning_rate-published")
+    for folder in (*folders, "schedulers-512", "schedulers-128", "schedulers-512-published"):
         assert (tmp_path / "out" / folder / "figure.png").stat().st_size > 10_000
     assert "Lookahead minus Adam" in printed or "better than" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(folder in page for folder in folders) and "model_parameters" in page
 
 
 def test_the_library_snippet(small_data, capsys):
@@ -108,7 +113,7 @@ def test_files_that_the_readme_names_are_there():
     for name in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(\w+\.py)`", README):
-        assert (ROOT / "jaxresnet" / name).exists(), name
+        assert (ROOT / "jaxresnet" / name).exists() or (ROOT / "experiments" / name).exists(), name
 
 
 def test_every_number_of_the_tables_comes_from_results():
