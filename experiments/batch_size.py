@@ -3,6 +3,8 @@
 $ python experiments/batch_size.py --demo                  minutes on a CPU, synthetic data
 $ python experiments/batch_size.py                         as it was meant
 $ python experiments/batch_size.py --protocol both         and as it was published, one after the other
+
+As published, an epoch is 391, 196 and 98 steps at the same learning rate: batch size and number of steps go together.
 """
 
 import jaxresnet as jr

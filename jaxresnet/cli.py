@@ -166,7 +166,7 @@ def _hooks(progress: Progress, runs: Mapping[tuple[str, int], PlannedRun], shoul
 
 
 def published_figures(arms: Arms) -> dict[str, dict[str, Any]]:
-    """{arm: {"best": percent, "source": text}} of the arms that repeat a published run."""
+    """{arm: {"run": name, "best" and "last": percent, "source": text}} of the arms that repeat a published run."""
     found = {arm: published_run(config) for arm, config in arms.items()}
     return {
         arm: {"run": match[0], "best": match[1].best, "last": match[1].last, "source": SOURCE}

@@ -24,3 +24,23 @@ def tiny_data() -> Dataset:
         return Split(images, rng.integers(0, 10, num_examples, np.int32))
 
     return Dataset(split(300), split(100), name="fake", synthetic=True)
+
+
+@pytest.fixture
+def small_demo(monkeypatch, tmp_path):
+    """An empty folder, one device, and demos of 300 images: with the flags `tiny.DEMO` runs are like `tiny.RUN`."""
+    import jax
+
+    import jaxresnet.cli
+    import jaxresnet.experiment
+    import jaxresnet.synthetic
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
+    for name, value in {"DEMO_VAL": 44, "DEMO_TEST": 100}.items():
+        monkeypatch.setattr(jaxresnet.cli, name, value)
+    make = jaxresnet.synthetic.make_synthetic
+    monkeypatch.setattr(jaxresnet.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
+    devices = jax.devices()[:1]  # the engines of the other tests
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_device_count", lambda: len(devices))

@@ -1,4 +1,4 @@
-"""The command line from the outside: what it prints, how it refuses, and Ctrl-C in a real process."""
+"""The command line from the outside: what it runs and prints, how it refuses, and Ctrl-C in a real process."""
 
 import json
 import os
@@ -13,53 +13,32 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import MODEL, RUN
+from fake_experiments import BASE, EXPERIMENT, MAIN, MEASURED, OTHER, arms_of, exit_code, measuring, parse_main
+from tiny import DEMO, MODEL, RUN
 
 import jaxresnet.__main__
 import jaxresnet.cli
 import jaxresnet.experiment
-import jaxresnet.synthetic
-from jaxresnet.cli import Planned, expected_seconds, first_line, plan, published_figures, run_experiment
+from jaxresnet.cli import (
+    Planned,
+    expected_seconds,
+    first_line,
+    plan,
+    published_figures,
+    run_experiment,
+    run_measurements,
+)
 from jaxresnet.compare import compare
-from jaxresnet.config import ModelConfig, TrainConfig, with_fields
-from jaxresnet.errors import ConfigError
+from jaxresnet.config import ModelConfig, with_fields
 from jaxresnet.experiment import Experiment, as_demo
 from jaxresnet.options import Options, parse
 from jaxresnet.progress import PlannedRun, Progress
-from jaxresnet.published import SOURCE, intended, published
+from jaxresnet.published import SOURCE, intended
 
 COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "adam_lookahead.py"
-BASE = published["adam_512"].config
-MAIN = {"Adam + Lookahead": BASE, "Adam": published["adam_512_without_lookahead"].config}
-RATES = {"lr 1e-2": published["adam_256"].config, "lr 1e-3": published["adam_256_lr_3"].config}
-EXPERIMENT = Experiment("What this script is for.", {"main": MAIN})
-OTHER = Experiment("Another.", {"rates-256": RATES, "rates-one": {"A": RATES["lr 1e-2"]}}, optional=("rates-one",))
-DEMO = ["--demo", "--stage-sizes", "1", "--pool-size", "32", "--width", "4", "--eval-batch-size", "100"]
 EPOCH_LINE = re.compile(r"^(Adam.*), seed (\d+): epoch (\d+)/3 ", re.MULTILINE)
-
-
-def exit_code(function, *args):
-    try:
-        function(*args)
-    except SystemExit as e:
-        return e.code
-    return 0
-
-
-@pytest.fixture
-def small_demo(monkeypatch, tmp_path, capsys):
-    """An empty folder, one device, and demos of 300 images: with the flags `DEMO` their runs are like `RUN`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
-    for name, value in {"DEMO_VAL": 44, "DEMO_TEST": 100}.items():
-        monkeypatch.setattr(jaxresnet.cli, name, value)
-    make = jaxresnet.synthetic.make_synthetic
-    monkeypatch.setattr(jaxresnet.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
-    devices = jax.devices()[:1]  # the engines of the other tests
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(jax, "local_device_count", lambda: len(devices))
 
 
 @pytest.fixture
@@ -169,6 +148,19 @@ def test_a_users_error_is_one_line_and_status_2(run_script, flags, message):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--no-lookahead"], ["--lookahead"], ["--no-lookahead", "--protocol", "published"], ["--lookahead", "--demo"]],
+    ids=" ".join,
+)
+def test_a_flag_for_what_the_arms_compare_is_refused(run_script, flags):
+    """Even with the value that the first arm has: the flag is for all arms."""
+    code, _, err = run_script(*flags)
+    assert code == 2
+    assert err == "error: --lookahead: the arms of adam_lookahead set it themselves, to True, False\n"
+    assert not Path("out").exists()
+
+
 def test_a_run_that_blows_up_is_a_users_error(run_script):
     huge = ["--learning-rate", "1e30", "--schedule", "warmup", "--schedule-unit", "epoch", "--warmup-fraction", "1"]
     code, out, err = run_script(*DEMO, "--seeds", "0", *huge)
@@ -230,182 +222,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     assert (tmp_path / "out" / "adam_lookahead-demo" / "figure.png").is_file()
 
 
-# ------------------------------------------------------------------------------------------------------- the flags
-
-
-def parse_main(*argv, experiments=(EXPERIMENT,), **kwargs):
-    return parse(experiments, list(argv), **kwargs)
-
-
-def arms_of(*argv, experiment=EXPERIMENT):
-    """{arm: config} of the first comparison that a command runs."""
-    options, fields = parse([experiment], list(argv))
-    return plan([experiment], options, fields)[0].arms
-
-
-def test_without_flags_the_run_is_the_intended_one():
-    options, fields = parse_main()
-    assert options.config == intended(BASE) and fields == {}
-    assert (options.seeds, options.protocol, options.demo) == ((0, 1, 2), "intended", False)
-    assert (options.only, options.all, options.devices, options.out) == ((), False, "data", None)
-    assert options.config.val_size == 5000 and options.config.selection == "val"
-    assert arms_of() == {arm: intended(config) for arm, config in MAIN.items()}
-
-
-def test_protocol_published_is_the_run_as_published():
-    config = parse_main("--protocol", "published")[0].config
-    assert config == BASE
-    assert (config.val_size, config.selection, config.eval_weights) == (0, "test", "fast")
-    assert (config.optim.schedule_unit, config.optim.schedule_length) == ("epoch", 97)
-    assert parse_main("--protocol=published")[0].config == BASE
-    assert parse_main("--protocol", "published", "--demo")[0].config.val_size == 0
-    assert arms_of("--protocol", "published") == MAIN
-
-
-def test_protocol_both_runs_one_after_the_other():
-    options, fields = parse_main("--protocol", "both", "--num-epochs", "7")
-    assert options.protocols == ("published", "intended")
-    published_one, intended_one = plan([EXPERIMENT], options, fields)
-    assert published_one.protocol == "published" and intended_one.protocol == "intended"
-    assert published_one.arms == {arm: replace(config, num_epochs=7) for arm, config in MAIN.items()}
-    assert intended_one.arms == {arm: replace(intended(config), num_epochs=7) for arm, config in MAIN.items()}
-
-
-def test_a_script_may_have_another_protocol_by_default():
-    options, _ = parse_main(protocol="both")
-    assert options.protocol == "both" and options.config == intended(BASE)
-    options, _ = parse_main("--protocol", "published", protocol="both")
-    assert options.protocol == "published" and options.config == BASE
-
-
-@pytest.mark.parametrize("argv", [["published", "intended"], ["both", "published"], ["intended", "both"]], ids="-".join)
-def test_of_a_flag_given_twice_the_last_one_counts(argv):
-    """For what it is called and for what it sets alike."""
-    options, _ = parse_main("--protocol", argv[0], "--protocol", argv[1])
-    assert options.protocol == argv[1]
-    assert options.config == (BASE if argv[1] == "published" else intended(BASE))
-
-
-def test_demo_and_no_demo_together_are_refused():
-    with pytest.raises(ConfigError, match="give each once"):
-        parse_main("--demo", "--no-demo")
-
-
-def test_every_field_is_a_flag_of_its_own_name():
-    argv = (
-        "--seeds 4 5 --sync-period 7 --no-flip --width 32 --stage-sizes 2 2 2 2 --precision bfloat16 --train-size 9000"
-    )
-    argv = [*argv.split(), "--out", "here", "--learning-rate=0.5", "--schedule-length", "None"]
-    options, fields = parse_main(*argv)
-    assert options.seeds == (4, 5) and options.out == Path("here")
-    model = {"width": 32, "stage_sizes": (2, 2, 2, 2), "precision": "bfloat16"}
-    optim = {"sync_period": 7, "learning_rate": 0.5, "schedule_length": None}
-    assert fields == {"train_size": 9000, "flip": False, **model, **optim}
-    start = intended(BASE)
-    changed = replace(
-        start,
-        train_size=9000,
-        model=replace(start.model, width=32, stage_sizes=(2, 2, 2, 2), precision="bfloat16"),
-        augment=replace(start.augment, flip=False),
-        optim=replace(start.optim, sync_period=7, learning_rate=0.5),
-    )
-    assert options.config == changed
-    assert arms_of(*argv) == {
-        "Adam + Lookahead": changed,
-        "Adam": replace(changed, optim=replace(changed.optim, lookahead=False)),
-    }
-
-
-def test_demo_flags_can_be_changed_too():
-    arms = arms_of("--demo", "--num-epochs", "2", "--precision", "bfloat16")
-    for config in arms.values():
-        assert config.num_epochs == 2 and config.batch_size == 64
-        assert config.model == ModelConfig(width=16, precision="bfloat16")
-        assert config.val_size == jaxresnet.experiment.DEMO_VAL
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [["--no-lookahead"], ["--lookahead"], ["--no-lookahead", "--protocol", "published"], ["--lookahead", "--demo"]],
-    ids=" ".join,
-)
-def test_a_flag_for_what_the_arms_compare_is_refused(run_script, flags):
-    """Even with the value that the first arm has: the flag is for all arms."""
-    code, _, err = run_script(*flags)
-    assert code == 2
-    assert err == "error: --lookahead: the arms of adam_lookahead set it themselves, to True, False\n"
-    assert not Path("out").exists()
-
-
-def test_a_flag_is_refused_for_any_comparison_that_would_run_only():
-    with pytest.raises(ConfigError, match="--learning-rate: the arms of rates-256 set it themselves"):
-        arms_of("--learning-rate", "0.5", experiment=OTHER)
-    arms = arms_of("--learning-rate", "0.5", "--only", "rates-one", experiment=OTHER)
-    assert [config.optim.learning_rate for config in arms.values()] == [0.5]
-
-
-def test_a_value_that_is_called_like_a_flag_is_none():
-    """`--only learning_rate batch_size` names comparisons, and a folder may be called width."""
-    rates = Experiment("Rates.", {"learning_rate": RATES, "batch_size": {"A": BASE}})
-    options, fields = parse([rates], ["--only", "batch_size", "learning_rate", "--out", "width"])
-    assert options.only == ("batch_size", "learning_rate") and options.out == Path("width") and fields == {}
-
-
-@pytest.mark.parametrize("flag", [["--seed", "3"], ["--seed", "0"], ["--seed=0"]], ids=" ".join)
-def test_a_single_seed_is_refused_whatever_its_value(flag):
-    with pytest.raises(ConfigError, match="name them all: --seeds 0 1 2"):
-        parse_main(*flag)
-
-
-# ----------------------------------------------------------------------------------------- which comparisons, where
-
-
-MEASURED = Experiment(
-    "Measured.", {"sizes-trained": MAIN}, ("sizes-trained",), measurements={"sizes": lambda folder, demo: "text"}
-)
-
-
-@pytest.mark.parametrize(
-    "only, optional, selected",
-    [
-        ([], False, ["sizes"]),
-        ([], True, ["sizes", "sizes-trained"]),
-        (["sizes"], False, ["sizes"]),
-        (["sizes"], True, ["sizes", "sizes-trained"]),
-        (["sizes-trained"], False, ["sizes-trained"]),
-        (["trained"], True, []),
-    ],
-)
-def test_select(only, optional, selected):
-    assert MEASURED.select(only, optional) == selected
-
-
-def test_select_by_the_part_before_the_dash():
-    assert OTHER.select(["rates"], False) == ["rates-256"], "optional ones are asked for by their whole name"
-    assert OTHER.select(["rates-one"], False) == ["rates-one"]
-    assert OTHER.select(["rates-one", "rates-256"], False) == ["rates-256", "rates-one"], "in the script's order"
-    assert OTHER.select([], True) == ["rates-256", "rates-one"]
-
-
-def test_the_defaults_are_those_of_the_first_arm_that_runs():
-    both = (EXPERIMENT, OTHER)
-    assert parse_main(experiments=both)[0].config == intended(BASE)
-    for only in (["--only", "rates"], ["--only=rates-one"], ["--only", "rates-256", "main"]):
-        assert parse_main(*only, experiments=both)[0].config == intended(RATES["lr 1e-2"])
-    nothing_to_train = Experiment("Only measures.", {}, measurements=MEASURED.measurements)
-    assert parse_main(experiments=(nothing_to_train,))[0].config == TrainConfig()
-
-
-@pytest.mark.parametrize("only", ["rates", "256", "mian"])
-def test_a_comparison_that_is_not_there_is_refused_with_those_that_are(only):
-    experiments = (EXPERIMENT, MEASURED)
-    with pytest.raises(ConfigError, match=f"--only {only}: must be one of main, sizes, sizes-trained"):
-        parse_main("--only", "main", only, experiments=experiments)
-
-
-def test_train_is_another_word_for_all():
-    assert parse_main("--train", experiments=(MEASURED,)) == parse_main("--all", experiments=(MEASURED,))
-    assert parse_main("--train", experiments=(MEASURED,))[0].all
+# ------------------------------------------------------------------------ several comparisons, measurements and devices
 
 
 @pytest.mark.parametrize(
@@ -448,15 +265,12 @@ def test_the_folders_of_one_experiment(experiment, argv, folders):
     assert [str(one.out) for one in plan((experiment,), options, fields)] == folders
 
 
-def measuring(calls, name="sizes"):
-    """A measurement that notes its calls, and fails to finish where `calls` says so."""
-
-    def measure(folder, demo):
-        calls.append((name, str(folder), demo))
-        (folder / "measurement.json").write_text("{}")
-        return f"the table of {name}"
-
-    return measure
+def test_each_demo_has_its_own_synthetic_images(small_demo):
+    small, large = EXPERIMENT._replace(demo_images=100), OTHER._replace(demo_images=200)
+    options, fields = parse([small, large], ["--demo"])
+    data = jaxresnet.cli._load_data(options, plan([small, large], options, fields))
+    sizes = {str(out): (one.train.num_examples, one.test.num_examples, one.synthetic) for out, one in data.items()}
+    assert sizes == {"out/main-demo": (144, 100, True), "out/rates-256-demo": (244, 100, True)}
 
 
 def test_measurements_run_once_into_their_folders(run_demo):
@@ -468,20 +282,20 @@ def test_measurements_run_once_into_their_folders(run_demo):
     assert "--train" in err and calls == [] and not Path("out").exists()
 
     options, _ = parse([experiment], ["--demo"])
-    jaxresnet.cli.run_measurements([experiment], options)
+    run_measurements([experiment], options)
     assert calls == [(name, f"out/{name}-demo", True) for name in names], "in the script's order"
     (Path("out/times-demo") / "measurement.json").unlink()
     calls.clear()
-    jaxresnet.cli.run_measurements([experiment], options)
+    run_measurements([experiment], options)
     assert calls == [("times", "out/times-demo", True)]
 
     calls.clear()
     options, _ = parse([experiment], ["--only", "shapes", "sizes", "--out", "here"])
-    jaxresnet.cli.run_measurements([experiment], options)
+    run_measurements([experiment], options)
     assert calls == [("sizes", "here/sizes", False), ("shapes", "here/shapes", False)]
     calls.clear()
     options, _ = parse([experiment], ["--only", "colours", "--out", "there"])
-    jaxresnet.cli.run_measurements([experiment], options)
+    run_measurements([experiment], options)
     assert calls == [("colours", "there", False)], "alone, it has the folder for itself"
 
 
@@ -552,14 +366,6 @@ def test_several_experiments_end_in_one_page_and_are_not_run_twice(run_demo):
     assert calls == [("sizes", "out/sizes-demo", True)]
 
 
-def test_each_demo_has_its_own_synthetic_images(small_demo):
-    small, large = EXPERIMENT._replace(demo_images=100), OTHER._replace(demo_images=200)
-    options, fields = parse([small, large], ["--demo"])
-    data = jaxresnet.cli._load_data(options, plan([small, large], options, fields))
-    sizes = {str(out): (one.train.num_examples, one.test.num_examples, one.synthetic) for out, one in data.items()}
-    assert sizes == {"out/main-demo": (144, 100, True), "out/rates-256-demo": (244, 100, True)}
-
-
 def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
     devices = jax.devices()[:2]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
@@ -585,54 +391,7 @@ def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
     assert "batch_size=63: must be a multiple of the 2 devices" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------ wrong flags
-
-
-@pytest.mark.parametrize(
-    "argv, parts",
-    [
-        (["--lerning-rate", "1"], ["Unrecognized options: --lerning-rate", "Perhaps you meant", "--learning-rate"]),
-        (["--sync-periods", "1"], ["--sync-periods", "--sync-period INT"]),
-        (["--learning-rate", "abc"], ["--learning-rate", "'abc'"]),
-        (["--num-epochs", "1.5"], ["--num-epochs", "'1.5'"]),
-        (["--num-epochs", "0"], ["num_epochs=0: must be a whole number, 1 or more"]),
-        (["--learning-rate", "nan"], ["learning_rate=nan: must be a number of at least 0"]),
-        (["--optimizer", "adamm"], ["'adamm'", "('adam', 'adamw', 'sgd')"]),
-        (["--protocol", "publishd"], ["'publishd'", "('published', 'intended', 'both')"]),
-        (["--devices", "run"], ["'run'", "('data', 'runs')"]),
-        (["--pool-size", "8"], ["pool_size=8: must be 4"]),
-        (["--width"], ["--width"]),
-        (["epochs", "3"], ["Unrecognized options: epochs"]),
-    ],
-    ids=lambda value: " ".join(value) if value[0].startswith(("-", "epochs")) else "",
-)
-def test_a_wrong_flag_is_refused_with_status_2(argv, parts, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert exit_code(parse, [EXPERIMENT], argv) == 2
-    message = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert all(part in message for part in parts), message
-    assert "Traceback" not in message
-
-
-def test_help_names_every_flag(capsys):
-    assert exit_code(parse, [EXPERIMENT], ["--help"], "What this script is for.") == 0
-    text = capsys.readouterr().out
-    assert "What this script is for." in text
-    for flag in (
-        "demo",
-        "seeds",
-        "num-epochs",
-        "batch-size",
-        "data-dir",
-        "out",
-        "precision",
-        "protocol",
-        "sync-period",
-        "only",
-        "all",
-        "devices",
-    ):
-        assert f"--{flag}" in text
+# ----------------------------------------------------------------------------------------- what is said before the runs
 
 
 def test_the_first_line_of_the_real_thing(tiny_data):

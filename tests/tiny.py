@@ -5,6 +5,7 @@ optimiser's numbers: so most tests take `RUN` or `PARTIAL` on one or on eight de
 """
 
 import gc
+import json
 import sys
 import warnings
 from dataclasses import replace
@@ -35,6 +36,9 @@ def steady(config):
 
 
 STEADY, STEADY_PARTIAL = steady(RUN), steady(PARTIAL)
+
+# Flags that make the demo of the published main run a `RUN`, with the fixture small_demo.
+DEMO = ["--demo", "--stage-sizes", "1", "--pool-size", "32", "--width", "4", "--eval-batch-size", "100"]
 
 TIMES = ("seconds", "images_per_second", "compile_seconds")
 
@@ -94,6 +98,21 @@ def numpy_scores(config, state: TrainState, split, weights):
 def splits(config, data):
     """(train, validation) as a run of `config` sees them."""
     return split_validation(data.train, config.val_size, config.seed)
+
+
+def contents(folder, timed=True):
+    """{path: bytes} of everything but checkpoints; with timed=False the timing fields are taken out of the runs."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {path: data for path, data in files.items() if not path.startswith("checkpoints/")}
+    if timed:
+        return files
+
+    def strip(path, data):
+        rows = data.decode().splitlines() if path.endswith(".jsonl") else [data]
+        stripped = [{k: v for k, v in json.loads(row).items() if k not in TIMES} for row in rows]
+        return "\n".join(json.dumps(row) for row in stripped)
+
+    return {path: strip(path, data) if path.startswith("runs/") else data for path, data in files.items()}
 
 
 def collect_garbage():
