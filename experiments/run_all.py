@@ -1,7 +1,8 @@
-"""Every comparison, as published and as intended, into one folder with one page, report.html.
+"""All experiments, as published and as intended, into one folder with one page, report.html.
 
 $ python experiments/run_all.py --demo                       minutes on a CPU, synthetic data
-$ python experiments/run_all.py                              everything; hours on a GPU, weeks on a CPU
+$ python experiments/run_all.py                              all; weeks on a CPU
+$ python experiments/run_all.py --all                        also what a script leaves out without --all
 $ python experiments/run_all.py --only schedulers batch_size some of it
 $ python experiments/run_all.py --out results                into results/ instead of out/
 

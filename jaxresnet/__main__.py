@@ -21,13 +21,19 @@ def main() -> None:
 
     @subcommands.command(name="report")
     def _(folder: tyro.conf.Positional[Path]) -> None:
-        """Redraw tables, figures and report.html of a comparison, or of a folder of comparisons, without training."""
-        from jaxresnet.report import render, render_tree
+        """Redraw tables, figures and report.html of a comparison, of a measurement, or of a folder of them, without
+        training."""
+        from jaxresnet.measurement import measurement_path
+        from jaxresnet.report import render, render_measurement, render_tree
         from jaxresnet.results import config_path
 
         if config_path(folder).is_file():
             report = render(folder)
             print(f"{report.table}\n\n{report.verdict}\n\nfigure  {report.figure}\npage    {report.html}")
+            return
+        if measurement_path(folder).is_file():
+            table, html = render_measurement(folder)
+            print(f"{table}\npage     {html}")
             return
         tree = render_tree(folder)
         for name, report in tree.reports.items():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jaxresnet.compare import Hooks, check_comparison, compare, pending
+from jaxresnet.compare import Hooks, check_comparison, check_folder, compare, pending
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, ResultsError, UserError
@@ -18,7 +18,8 @@ from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experimen
 from jaxresnet.options import Options, parse
 from jaxresnet.progress import PlannedRun, Progress, duration
 from jaxresnet.published import SOURCE, published_run
-from jaxresnet.report import Report, render, render_tree
+from jaxresnet.report import render, render_tree
+from jaxresnet.results import config_path
 from jaxresnet.summary import count_macs
 from jaxresnet.train import Interrupted
 
@@ -49,12 +50,16 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
         if fields and not planned:
             flags = ", ".join("--" + name.replace("_", "-") for name in fields)
             raise ConfigError(f"{flags}: no effect here, as no network is trained; --train trains, where a script can")
+        around = options.out or Path("out")
+        if len(experiments) > 1 and config_path(around).exists():
+            raise ResultsError(f"{around}: is the folder of one comparison; choose one for all of them")
         run_measurements(experiments, options)
-        if planned:
-            run_comparisons(planned, options)
+        failed = run_comparisons(planned, options) if planned else []
         if len(experiments) > 1:
-            tree = render_tree(options.out or Path("out"))
+            tree = render_tree(around)
             print(f"\n{tree.table}\n\npage     {tree.html}")
+        if failed:
+            raise UserError(f"{len(failed)} of {len(planned)} comparisons failed, see above: {', '.join(failed)}")
 
 
 @contextmanager
@@ -113,15 +118,20 @@ def _asked(experiments: Sequence[Experiment], options: Options) -> list[tuple[Ex
     return [(e, name, protocol, around / f"{name}{PROTOCOLS[protocol]}{demo}") for e, name, protocol in asked]
 
 
-def run_comparisons(planned: Sequence[Planned], options: Options) -> list[Report]:
-    """Run every planned comparison or what is missing of it, and print table, verdict and paths of each."""
+def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
+    """Run every planned comparison or what is missing of it, and print table, verdict and paths of each.
+
+    Everything that can be refused is refused before the first one trains. One that fails while it trains does not keep
+    the others from running: returned are the names of those that failed. A single one raises its error.
+    """
     data = _load_data(options, planned)
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
+        check_folder(one.out, one.arms, options.seeds, data[one.out], one.name, one.protocol)
     for one in planned:
         print(first_line(one, options, data[one.out]))
     runs = {
-        (one.out, arm, seed): _planned_run(one, arm, seed, data[one.out], done)
+        (one.out, arm, seed): _planned_run(one, arm, seed, data[one.out], done, len(planned) > 1)
         for one in planned
         for arm, seed, done in pending(one.arms, options.seeds, one.out)
     }
@@ -131,29 +141,39 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[Report
         seconds = expected_seconds(left, options)
         print(f"expect about {duration(seconds)} of training, plus compiling{skipped}", flush=True)
     start = time.perf_counter()
-    reports = []
-    with _stop_on_signal() as stop, Progress(list(runs.values())) as progress:
+    failed = []
+    with _stop_on_signal(options.devices == "runs") as stop, Progress(list(runs.values())) as progress:
         for one in planned:
             mine = {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}
-            comparison = compare(
-                one.arms,
-                options.seeds,
-                data[one.out],
-                one.out,
-                name=one.name,
-                protocol=one.protocol,
-                published={} if options.demo else published_figures(one.arms),
-                spread=options.devices,
-                hooks=_hooks(progress, mine, stop),
-            )
-            report = comparison.report
-            progress.print(f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}\n")
-            if one.experiment.after:
-                progress.print(one.experiment.after(one.out, data[one.out]) + "\n")
-                report = render(one.out)  # its page shows what `after` wrote
-            reports.append(report)
+            try:
+                progress.print(_run_comparison(one, options, data[one.out], _hooks(progress, mine, stop)))
+            except UserError as e:
+                if len(planned) == 1:
+                    raise
+                print(f"error: {one.out}: {e}", file=sys.stderr, flush=True)
+                failed.append(one.out.name)
     print(f"took     {duration(time.perf_counter() - start)}")
-    return reports
+    return failed
+
+
+def _run_comparison(one: Planned, options: Options, data: Dataset, hooks: Hooks) -> str:
+    """Run a comparison, or what is missing of it, and return the text to print."""
+    report = compare(
+        one.arms,
+        options.seeds,
+        data,
+        one.out,
+        name=one.name,
+        protocol=one.protocol,
+        published={} if options.demo else published_figures(one.arms),
+        spread=options.devices,
+        hooks=hooks,
+    ).report
+    text = f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}\n"
+    if one.experiment.after:
+        text += f"\n{one.experiment.after(one.out, data)}\n"
+        render(one.out)  # for its page to show what `after` wrote
+    return text
 
 
 def _hooks(progress: Progress, runs: Mapping[tuple[str, int], PlannedRun], should_stop: Callable[[], bool]) -> Hooks:
@@ -161,6 +181,7 @@ def _hooks(progress: Progress, runs: Mapping[tuple[str, int], PlannedRun], shoul
         lambda arm, seed: progress.on_run(runs[arm, seed]),
         lambda arm, seed, rows: progress.on_epoch(runs[arm, seed], rows),
         lambda arm, seed, epoch, images: progress.on_progress(runs[arm, seed], epoch, images),
+        lambda arm, seed: progress.on_end(runs[arm, seed]),
         should_stop,
     )
 
@@ -196,10 +217,11 @@ def _devices_of_a_run(options: Options) -> Any:
     return jax.local_devices()[:1] if options.devices == "runs" else None
 
 
-def _planned_run(one: Planned, arm: str, seed: int, data: Dataset, done: bool) -> PlannedRun:
+def _planned_run(one: Planned, arm: str, seed: int, data: Dataset, done: bool, named: bool) -> PlannedRun:
     config = one.arms[arm]
     images = (config.train_size or data.train.num_examples) - config.val_size
-    return PlannedRun(arm, seed, images, config.num_epochs, 3 * count_macs(config.model), done, str(one.out))
+    comparison = one.out.name if named else ""
+    return PlannedRun(arm, seed, images, config.num_epochs, 3 * count_macs(config.model), done, comparison)
 
 
 def first_line(one: Planned, options: Options, data: Dataset) -> str:
@@ -245,9 +267,10 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
 
 
 @contextmanager
-def _stop_on_signal() -> Any:
+def _stop_on_signal(threads: bool = False) -> Any:
     """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once.
 
+    threads: runs train in threads of their own, which a KeyboardInterrupt would wait for; the process is ended instead.
     To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits
     for a lock, which the code that it interrupted may hold, could wait for ever.
     """
@@ -260,7 +283,7 @@ def _stop_on_signal() -> Any:
             flush=True,
         )
         asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if threads else signal.default_int_handler)
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -40,13 +40,14 @@ class Hooks(NamedTuple):
     several threads.
 
     on_run(arm, seed): a run starts or continues. on_epoch(arm, seed, history): rows so far, the last one new.
-    on_progress(arm, seed, epoch, images done in it).
+    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): it is finished and written.
     should_stop(): True saves a checkpoint and raises `train.Interrupted`.
     """
 
     on_run: Callable[[str, int], None] | None = None
     on_epoch: Callable[[str, int, list[Row]], None] | None = None
     on_progress: Callable[[str, int, int, int], None] | None = None
+    on_end: Callable[[str, int], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
 
@@ -108,6 +109,8 @@ def compare(
         # A comparison may be finished on another machine or version than it was begun on: each run says its own.
         made = {"config": to_dict(config), "environment": environment(team)}
         write_json(scores_path(out, arm, seed), {"arm": arm, **result.summary, **made})
+        if hooks.on_end:
+            hooks.on_end(arm, seed)
 
     waiting = [(arm, seed) for arm, seed, done in pending(arms, seeds, out) if not done]
     _spread(waiting, teams, run, hooks.should_stop or (lambda: False))
@@ -154,8 +157,9 @@ def _spread(
             free.put(team)
 
     with ThreadPoolExecutor(len(teams)) as pool:
-        turns = [pool.submit(take_turn, arm, seed) for arm, seed in runs]
+        turns = []
         try:
+            turns += [pool.submit(take_turn, arm, seed) for arm, seed in runs]
             wait(turns)
         except BaseException:  # Ctrl-C, which only this thread hears of
             failed.set()
@@ -180,37 +184,24 @@ def check_comparison(
         check_run(config, data, devices)
 
 
-def _claim(
-    out: Path,
-    arms: Mapping[str, TrainConfig],
-    seeds: Sequence[int],
-    data: Dataset,
-    name: str,
-    protocol: str,
-    published: Mapping[str, Mapping[str, Any]] | None,
-) -> None:
-    """Write config.json, or check that the one there is of the same comparison."""
-    mine: dict[str, Any] = {
-        "name": name,
-        "protocol": protocol,
-        "dataset": fingerprint(data),
-        "seeds": list(seeds),
-        "arms": {arm: {k: v for k, v in to_dict(config).items() if k != "seed"} for arm, config in arms.items()},
-        "published": {arm: dict(p) for arm, p in (published or {}).items()},
-        "environment": environment(),
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not config_path(out).exists():
-            if any(p.name != "checkpoints" and not p.name.startswith(".") for p in out.iterdir()):
+def check_folder(
+    out: str | Path, arms: Mapping[str, TrainConfig], seeds: Sequence[int], data: Dataset, name: str, protocol: str
+) -> dict[str, Any] | None:
+    """The config.json of the comparison in `out`, None where nothing is yet.
+
+    Raises ResultsError when `out` holds something else: what `compare` raises, before anything is written.
+    """
+    out = Path(out)
+    if not config_path(out).exists():
+        try:
+            if out.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in out.iterdir()):
                 raise ResultsError(f"{out}: holds other files and no config.json; choose an empty or a new folder")
-            write_json(config_path(out), mine)
-            return
-    except OSError as e:
-        raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
+        except OSError as e:
+            raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
+        return None
     theirs = read_results(out).config
-    fixed = ("name", "protocol", "dataset", "arms")
-    changed = differing_fields({k: theirs.get(k) for k in fixed}, {k: mine[k] for k in fixed})
+    mine = {"name": name, "protocol": protocol, "dataset": fingerprint(data), "arms": _without_seeds(arms)}
+    changed = differing_fields({key: theirs.get(key) for key in mine}, mine)
     if changed:
         raise ResultsError(
             f"{out} holds another comparison ({'; '.join(changed)}): use the old settings, or another output folder"
@@ -221,5 +212,38 @@ def _claim(
             f"{out} also holds seeds {sorted(missing)}: name them too (seeds can be added, not taken away), "
             "or use another output folder"
         )
-    if list(seeds) != theirs["seeds"]:
-        write_json(config_path(out), {**theirs, "seeds": list(seeds)})
+    return theirs
+
+
+def _without_seeds(arms: Mapping[str, TrainConfig]) -> dict[str, Any]:
+    return {arm: {k: v for k, v in to_dict(config).items() if k != "seed"} for arm, config in arms.items()}
+
+
+def _claim(
+    out: Path,
+    arms: Mapping[str, TrainConfig],
+    seeds: Sequence[int],
+    data: Dataset,
+    name: str,
+    protocol: str,
+    published: Mapping[str, Mapping[str, Any]] | None,
+) -> None:
+    """Write config.json, or add seeds to the one there."""
+    theirs = check_folder(out, arms, seeds, data, name, protocol)
+    if theirs is not None:
+        if list(seeds) != theirs["seeds"]:
+            write_json(config_path(out), {**theirs, "seeds": list(seeds)})
+        return
+    mine: dict[str, Any] = {
+        "name": name,
+        "protocol": protocol,
+        "dataset": fingerprint(data),
+        "seeds": list(seeds),
+        "arms": _without_seeds(arms),
+        "published": {arm: dict(p) for arm, p in (published or {}).items()},
+        "environment": environment(),
+    }
+    try:
+        write_json(config_path(out), mine)
+    except OSError as e:
+        raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e

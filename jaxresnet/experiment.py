@@ -25,7 +25,7 @@ class Experiment(NamedTuple):
 
     description: the script's docstring, printed by --help.
     comparisons: {name: {arm: config as published}}; the name is that of the folder of results.
-    optional: names of comparisons that run only when `--only` asks for them.
+    optional: names of comparisons that run only when `--only` names them or with `--all`.
     as_intended(arm, config): turns an arm as published into the arm as it was meant.
     demo_images: training images of the demo, on synthetic data.
     after(folder, data): called when a comparison is finished; may write more files into its folder, returns the text to
@@ -69,7 +69,10 @@ class Experiment(NamedTuple):
             values = [repr(field_value(config, name)) for config in arms.values()]
             if len(set(values)) > 1:
                 flag, listed = name.replace("_", "-"), ", ".join(dict.fromkeys(values))
-                raise ConfigError(f"--{flag}: the arms of {comparison} set it themselves, to {listed}")
+                raise ConfigError(
+                    f"--{flag}: the arms of {comparison} set it themselves, to {listed}; leave the flag out, or choose "
+                    "other comparisons with --only"
+                )
         return {name: with_fields(config, fields or {}) for name, config in arms.items()}
 
 

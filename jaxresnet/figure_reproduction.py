@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SCALE = 8.0  # percentage points to either side that the axis can reach; a run that failed lies beyond, as an arrow
 # One look a protocol: colour, marker, and the height above the row's middle.
-AS_PUBLISHED: dict[str, Any] = {"colour": COLOURS[1], "marker": "s", "height": 0.17}
-AS_INTENDED: dict[str, Any] = {"colour": COLOURS[0], "marker": "o", "height": -0.21}
+PUBLISHED_LOOK: dict[str, Any] = {"colour": COLOURS[1], "marker": "s", "height": 0.17}
+INTENDED_LOOK: dict[str, Any] = {"colour": COLOURS[0], "marker": "o", "height": -0.21}
 
 
 def draw_reproduction(reproduction: Reproduction) -> bytes:
@@ -40,10 +40,10 @@ def make_reproduction(reproduction: Reproduction) -> "Figure":
         y = float(len(rows) - 1 - index)  # the first row on top
         if row.spread:
             low, high = (limit - row.published.best for limit in row.spread)
-            axes.barh(y + AS_PUBLISHED["height"], high - low, 0.3, low, color=COLOURS[1], alpha=0.22, label="spread")
+            _draw_spread(axes, low, high, y + PUBLISHED_LOOK["height"])
         axes.plot([0], [y], zorder=3, label="published best", **published)
         axes.plot([row.published.last - row.published.best], [y], linestyle="none", label="published last", **last)
-        for scores, look in ((row.as_published, AS_PUBLISHED), (row.as_intended, AS_INTENDED)):
+        for scores, look in ((row.as_published, PUBLISHED_LOOK), (row.as_intended, INTENDED_LOOK)):
             _draw_scores(axes, row, scores, y + look["height"], look)
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axes.set(
@@ -57,16 +57,18 @@ def make_reproduction(reproduction: Reproduction) -> "Figure":
     handles = [
         Line2D([], [], label="published best epoch on the test set, one seed (its accuracy on the left)", **published),
         Line2D([], [], linestyle="none", label="published last epoch", **last),
-        _handle(AS_PUBLISHED, "ours as published, best epoch on the test set"),
-        _handle(AS_INTENDED, "ours as intended, epoch chosen on validation"),
-        Patch(facecolor=COLOURS[1], alpha=0.22, label="95 %: where one more run as published would fall"),
+        _handle(PUBLISHED_LOOK, "ours as published, best epoch on the test set"),
+        _handle(INTENDED_LOOK, "ours as intended, epoch chosen on validation"),
+        Patch(
+            facecolor=COLOURS[1], alpha=0.22, label="95 %: where one more run as published would fall"
+        ),
     ]
     figure.suptitle("The published runs and ours")
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=2,
-        title="large mark: mean over seeds; line: least to most; small dots: the seeds",
+        title="large mark: mean over seeds; line: least to most; small dots: the seeds; triangle: the bar goes on",
         frameon=False,
         fontsize=9,
         title_fontsize=9,
@@ -75,12 +77,23 @@ def make_reproduction(reproduction: Reproduction) -> "Figure":
 
 
 def _limits(rows: list[Row]) -> tuple[float, float]:
-    """Room for the published figures and for all our runs that lie within `SCALE`."""
+    """Room for the published figures, and for all our runs and ends of the spread that lie within `SCALE`."""
     offsets = [row.published.last - row.published.best for row in rows]
     for row in rows:
         offsets += [s.test - row.published.best for s in (*row.as_published.values(), *row.as_intended.values())]
+        offsets += [end - row.published.best for end in row.spread or ()]
     within = [offset for offset in offsets if abs(offset) <= SCALE]
     return min([*within, -1.0]) - 0.4, max([*within, 1.0]) + 0.4
+
+
+def _draw_spread(axes: "Axes", low: float, high: float, y: float) -> None:
+    """A bar from low to high, with an arrow at each edge of the axes where it goes on beyond."""
+    colour = PUBLISHED_LOOK["colour"]
+    axes.barh(y, high - low, 0.3, low, color=colour, alpha=0.22, label="spread")
+    left, right = axes.get_xlim()
+    for edge, marker, is_cut in ((left, "<", low < left), (right, ">", high > right)):
+        if is_cut:
+            axes.plot([edge], [y], marker, color=colour, markersize=7, clip_on=False, zorder=3, label="spread goes on")
 
 
 def _draw_scores(axes: "Axes", row: Row, scores: dict[int, Score], y: float, look: dict[str, Any]) -> None:

@@ -51,15 +51,24 @@ def title(results: Results) -> str:
     """The line above every table and figure: name, protocol, data set, and what a reader must not overlook."""
     text = f"{results.config['name']}: {results.config['protocol']} protocol, "
     text += SYNTHETIC if results.synthetic else results.config["dataset"]["name"]
-    sizes, lengths = ({arm.get(key) for arm in results.config["arms"].values()} for key in ("train_size", "num_epochs"))
-    if sizes != {None}:
-        text += f", only {' or '.join('all' if n is None else f'{n:,}' for n in sizes)} training images"
+    arms = results.config["arms"].values()
+    sizes = list(dict.fromkeys(arm.get("train_size") for arm in arms))
+    held_out = list(dict.fromkeys(arm.get("val_size") or 0 for arm in arms))
+    lengths = {arm.get("num_epochs") for arm in arms}
+    if sizes != [None]:
+        text += f", {' or '.join('all' if n is None else f'first {n:,}' for n in sizes)} training images"
+        if any(held_out):
+            text += f", {' or '.join(f'{n:,}' for n in held_out)} of them held out"
     if len(lengths) == 1 and lengths != {None}:
-        text += f", {lengths.pop()} epochs"
+        text += f", {_epochs(lengths.pop())}"
     if results.missing:
         count = len(results.config["arms"]) * len(results.config["seeds"])
         text += f" (incomplete: {count - len(results.missing)} of {count} runs)"
     return text
+
+
+def _epochs(count: Any) -> str:
+    return f"{count} epoch{'' if str(count) == '1' else 's'}"
 
 
 def _brief(pairs: list[Pair]) -> list[str]:
@@ -127,7 +136,7 @@ def _arm(results: Results, arm: str) -> dict[str, Any]:
     values = results.scores(arm, "test_accuracy")
     selections = sorted(set(results.scores(arm, "selection").values()))
     last = {run.seed: value for run in finished if (value := last_test(run)) is not None}
-    best = {run.seed: _best_test(run) for run in finished if any(_has_test(row) for row in run.rows)}
+    best = {run.seed: found for run in finished if (found := best_test(run))}
     return {
         "n": len(values),
         "mean": describe(values.values()).mean if values else None,
@@ -142,18 +151,17 @@ def _arm(results: Results, arm: str) -> dict[str, Any]:
     }
 
 
-def _has_test(row: dict[str, Any]) -> bool:
-    return row.get("test_accuracy") is not None
-
-
 def last_test(run: Run) -> float | None:
     """Test accuracy after the run's last epoch, in percent; None where it was not measured."""
     return run.rows[-1].get("test_accuracy") if run.rows else None
 
 
-def _best_test(run: Run) -> tuple[int, float]:
-    """(epoch, percent) of the row with the highest test accuracy, the earliest of equals."""
-    row = max(filter(_has_test, run.rows), key=lambda row: row["test_accuracy"])
+def best_test(run: Run) -> tuple[int, float] | None:
+    """(epoch, percent) of the row with the highest test accuracy, the earliest of equals; None without any."""
+    tested = [row for row in run.rows if row.get("test_accuracy") is not None]
+    if not tested:
+        return None
+    row = max(tested, key=lambda row: row["test_accuracy"])
     return row["epoch"], row["test_accuracy"]
 
 
@@ -248,7 +256,7 @@ def _settings(results: Results) -> str:
     size = of(None, "train_size")
     images = f"{size} training images" if size != "None" else "all training images"
     return (
-        f"Each run: {of(None, 'num_epochs')} epochs, batch {of(None, 'batch_size')}, {images}, of them "
+        f"Each run: {_epochs(of(None, 'num_epochs'))}, batch {of(None, 'batch_size')}, {images}, of them "
         f"{of(None, 'val_size')} held out; width {of('model', 'width')}, stages {of('model', 'stage_sizes')}, "
         f"{of('model', 'precision')}."
     )

@@ -1,5 +1,7 @@
 """Markdown texts of the results folders as HTML, with markdown-it (the parser that rich uses)."""
 
+from jaxresnet.tables import is_short
+
 
 def markdown_to_html(text: str, top: int = 1) -> str:
     """top: the level of heading that "#" becomes, 1 to 6; "##" becomes the next.
@@ -14,7 +16,7 @@ def markdown_to_html(text: str, top: int = 1) -> str:
     for i, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, top + int(token.tag[1]) - 1)}"
-        if token.type == "td_open" and len(tokens[i + 1].content) < 26:
+        if token.type == "td_open" and is_short(tokens[i + 1].content):
             token.attrSet("class", "short")  # as `tables.as_html`
     for kind in ("image", "link_open", "link_close"):
         markdown.add_render_rule(kind, lambda *_: "")

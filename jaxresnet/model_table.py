@@ -7,7 +7,6 @@ five of them fail in the forward pass; `published_problem` says why, from the sh
     model_parameters.md, model_parameters.png    the table and the figure, drawn from it
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +21,13 @@ from jaxresnet.config import ModelConfig, to_dict
 from jaxresnet.environment import environment
 from jaxresnet.errors import ConfigError
 from jaxresnet.figure_models import draw_models
+from jaxresnet.measurement import NAME, measurement_path, read_measurement
 from jaxresnet.optim import hypers_of
 from jaxresnet.parallel import make_engine, replicate
 from jaxresnet.published import published
 from jaxresnet.results import write_bytes, write_json, write_text
 from jaxresnet.summary import PARAMETER_BUDGET, count_macs, layers
-from jaxresnet.tables import aligned, as_markdown, without_columns
+from jaxresnet.tables import aligned, as_bullets, as_markdown, without_columns
 
 published_models: dict[str, ModelConfig] = {
     "configuration 1": ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3),
@@ -123,7 +123,8 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
         for name, turn in turns.items():
             times[name].append(turn() / steps)
     measurement = {
-        "name": "model_parameters",
+        "name": NAME,
+        "demo": demo,
         "timing": {
             "what": "training step with augmentation, Adam and Lookahead, as in the published run adam_512",
             "batch_size": batch_size,
@@ -137,14 +138,15 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
     }
     folder = Path(folder)
     text = _write(folder, measurement)
-    write_json(folder / "measurement.json", measurement)  # last: what holds it is finished
+    write_json(measurement_path(folder), measurement)  # last: what holds it is finished
     return text
 
 
 def render_models(folder: str | Path) -> str:
-    """Write table and figure again from the measurement.json in `folder`, and return the table."""
-    folder = Path(folder)
-    return _write(folder, json.loads((folder / "measurement.json").read_text("utf-8")))
+    """Write table and figure again from the measurement.json in `folder`, and return the table.
+
+    Raises ResultsError where that is damaged or foreign."""
+    return _write(Path(folder), read_measurement(folder))
 
 
 def _turn(model: ModelConfig, batch_size: int, steps: int, device: jax.Device) -> Callable[[], float]:
@@ -188,14 +190,13 @@ def _medians(seconds: list[float] | None) -> dict[str, Any]:
 
 def _write(folder: Path, measurement: dict[str, Any]) -> str:
     table, notes = _table(measurement), _notes(measurement)
-    environment = [f"- {key}: `{value}`" for key, value in measurement["environment"].items() if value is not None]
     blocks = [
         "# Parameters, multiply-adds and step time of the published configurations",
         as_markdown(table),
         "\n".join(f"- {note}" for note in notes),
         "![Parameters and multiply-adds against step time](model_parameters.png)",
         "## Environment",
-        "\n".join(environment),
+        as_bullets(measurement["environment"]),
     ]
     write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
     write_bytes(folder / "model_parameters.png", draw_models(measurement, PARAMETER_BUDGET))

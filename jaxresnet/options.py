@@ -17,7 +17,7 @@ class Options:
     demo: bool = False  # a small built-in synthetic data set and a narrow network: minutes on a CPU, no download
     protocol: Literal["published", "intended", "both"] = "intended"  # as the published project did it, or as it meant
     only: tuple[str, ...] = ()  # run only these comparisons, by the names of their folders or the part before the "-"
-    all: bool = False  # run the optional comparisons too; --train means the same
+    all: bool = False  # run the comparisons too that are left out without --only; --train means the same
     seeds: tuple[int, ...] = (0, 1, 2)  # each arm runs once with each; arms are compared seed by seed
     devices: Literal["data", "runs"] = "data"  # several devices share every batch, or each has a run of its own
     data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
@@ -62,12 +62,15 @@ def parse(
         raise ConfigError("--protocol and --demo set the other flags' defaults: give each once")
     if options.demo and options.data_dir is not None:
         raise ConfigError("--demo runs on its own synthetic data: leave --data-dir out, or leave --demo out")
+    times = sum(arg == "--only" or arg.startswith("--only=") for arg in argv)
+    if times > 1 or (times and not options.only):
+        raise ConfigError("--only: give it once, with one or more names: --only schedulers batch_size")
     for name in options.only:
         if not any(e.select([name], options.all) for e in experiments):
             known = ", ".join(name for e in experiments for name in e.select([], True))
             raise ConfigError(f"--only {name}: must be one of {known}")
     # Those that are named, be it with their default: the default is that of one arm, the flag is for all.
-    flags = {arg.partition("=")[0].removeprefix("--") for arg in argv if arg.startswith("--")}
+    flags = {arg.partition("=")[0].removeprefix("--").replace("_", "-") for arg in argv if arg.startswith("--")}
     given = {flag.removeprefix("no-").replace("-", "_") for flag in flags} & field_names(base)
     if "seed" in given:
         raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")

@@ -12,7 +12,8 @@ from jaxresnet.train import Row
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """images: trained an epoch. macs: multiply-adds for each. done: finished by an earlier call."""
+    """images: trained an epoch. macs: multiply-adds for each. done: finished by an earlier call. comparison: its name
+    before the arm's, where there are several."""
 
     arm: str
     seed: int
@@ -29,7 +30,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
+        return f"{self.comparison}: " * bool(self.comparison) + f"{self.arm}, seed {self.seed}"
 
 
 class Progress:
@@ -100,8 +101,11 @@ class Progress:
             parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:,.0f} images/s"]
             self.print("  ".join([*parts, f"about {self._left(speed)} left"]))
             self._since[run] = self._done[run], time.perf_counter()
-            if epochs == run.num_epochs:
-                self._active.discard(run)
+
+    def on_end(self, run: PlannedRun) -> None:
+        with self._lock:
+            self._active.discard(run)
+            self._done[run] = run.work  # also when all its epochs were in a checkpoint
 
     def print(self, text: str) -> None:
         if self._bar is not None:

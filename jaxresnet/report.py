@@ -5,12 +5,15 @@ from pathlib import Path
 
 from jaxresnet import page
 from jaxresnet.errors import ResultsError
+from jaxresnet.evaluate_runs import evaluation_path, render_evaluation
 from jaxresnet.figure import draw_figure
 from jaxresnet.figure_reproduction import draw_reproduction
 from jaxresnet.findings import AS_PUBLISHED, EPOCH, PER_SEED, SYNTHETIC, Findings, findings
-from jaxresnet.reproduction import EPOCHS, WHAT, Reproduction, reproduce
+from jaxresnet.measurement import measurement_path
+from jaxresnet.model_table import render_models
+from jaxresnet.reproduction import READING, SPARE, WHAT_COLUMNS, Reproduction, reproduce
 from jaxresnet.results import Results, config_path, read_results, write_bytes, write_json, write_text
-from jaxresnet.tables import aligned, as_html, as_markdown, without_columns
+from jaxresnet.tables import aligned, as_bullets, as_html, as_markdown, without_columns
 from jaxresnet.tree import read_tree
 
 NOT_REPRODUCED = "No finished run here repeats a published run on the whole of CIFAR-10."
@@ -51,7 +54,7 @@ class TreeReport:
 
 def render(folder: str | Path) -> Report:
     """Write summary.json, summary.md, figure.png and report.html of the comparison in `folder`, from what its runs
-    have written.
+    have written; and from evaluation.json, where there is one, what `render_evaluation` writes.
 
     An incomplete comparison is rendered as far as it goes, and says which runs are missing.
     Raises ResultsError for a folder that is damaged or not a comparison's.
@@ -61,40 +64,61 @@ def render(folder: str | Path) -> Report:
     return report
 
 
+def render_measurement(folder: str | Path) -> tuple[str, Path]:
+    """Draw table and figure of the measurement in `folder` again, and write its report.html.
+
+    Returns the table, as text to print, and the path of the page. Raises ResultsError for a damaged measurement.
+    """
+    table, body = render_models(folder), page.measurement(Path(folder))
+    html = Path(folder) / "report.html"
+    write_text(html, page.document(f"{Path(folder).resolve().name}: measurement", [body]))
+    return table, html
+
+
 def render_tree(root: str | Path) -> TreeReport:
-    """Render every comparison in the folders of `root`, and write one page over all of them, report.html in `root`.
+    """Render every comparison and measurement in the folders of `root`, and write one page over all of them,
+    report.html in `root`.
 
     Where a run repeats a published one, reproduction.json, .md and .png in `root` set the two side by side. Folders
-    that are damaged or foreign are skipped and named. Raises ResultsError where `root` holds no comparison, or is one.
+    that are damaged or foreign are skipped and named. Raises ResultsError where `root` holds none, or is the folder of
+    one itself.
     """
     root = Path(root)
-    if config_path(root).is_file():
-        raise ResultsError(f"{root}: is the folder of one comparison; give the folder around several")
+    if config_path(root).is_file() or measurement_path(root).is_file():
+        raise ResultsError(f"{root}: is the folder of one comparison or measurement; give the folder around several")
     tree = read_tree(root)
+    skipped = dict(tree.skipped)
     reports: dict[str, Report] = {}
     entries: dict[str, page.Entry] = {}
     for name, results in tree.comparisons.items():
-        report, title, body = _render(results)
+        try:
+            report, title, body = _render(results)
+        except ResultsError as error:  # of what was added to it
+            skipped[name] = str(error)
+            continue
         write_text(report.html, page.document(title, [body]))
         reports[name], entries[name] = report, page.Entry(name, title, body)
     for name, folder in tree.measurements.items():
+        render_measurement(folder)
         entries[name] = page.Entry(name, "measurement", page.measurement(folder))
     reproduction = reproduce(tree.comparisons)
     in_order = [entries[name] for name in sorted(entries)]
     parts = [
         page.contents(in_order),
-        *(page.warning(f"Skipped {name}: {reason}") for name, reason in tree.skipped.items()),
+        *(page.warning(f"Skipped {name}: {reason}") for name, reason in skipped.items()),
         _reproduction(root, reproduction),
         *map(page.section, in_order),
     ]
     html = root / "report.html"
     write_text(html, page.document(f"Comparisons in {root.resolve().name}", parts))
-    table = aligned(reproduction.table, (WHAT, EPOCHS), 16) if reproduction.num_runs else NOT_REPRODUCED
-    return TreeReport(html, reports, list(tree.measurements), reproduction, table, tree.skipped)
+    table = aligned(reproduction.table, SPARE, 16) if reproduction.num_runs else NOT_REPRODUCED
+    return TreeReport(html, reports, list(tree.measurements), reproduction, table, skipped)
 
 
 def _render(results: Results) -> tuple[Report, str, str]:
     """Write everything but the page; return the report, the title, and the HTML of the page's body."""
+    if evaluation_path(results.folder).is_file():
+        render_evaluation(results.folder)
     found = findings(results)
     report = Report(
         summary_json=results.folder / "summary.json",
@@ -114,7 +138,6 @@ def _render(results: Results) -> tuple[Report, str, str]:
 
 def _markdown(results: Results, found: Findings) -> str:
     dataset = ", ".join(f"{key} {value}" for key, value in results.config["dataset"].items() if key != "synthetic")
-    environment = [f"- {key}: `{value}`" for key, value in results.config["environment"].items() if value is not None]
     notes = [f"Data: {dataset}{', ' + SYNTHETIC if results.synthetic else ''}.", *found.notes]
     blocks = [
         f"# {found.title}",
@@ -123,7 +146,7 @@ def _markdown(results: Results, found: Findings) -> str:
         f"![{found.title}](figure.png)",
         "\n".join(f"- {note}" for note in notes),
         "## Environment",
-        "\n".join(environment),
+        as_bullets(results.config["environment"]),
     ]
     if found.brief != found.verdicts:
         blocks[5:5] = ["## Each pair", "\n".join(f"- {verdict}" for verdict in found.verdicts)]
@@ -131,21 +154,25 @@ def _markdown(results: Results, found: Findings) -> str:
 
 
 def _reproduction(root: Path, reproduction: Reproduction) -> str:
-    """Write the reproduction's files into `root`; return its part of the page."""
+    """Write the reproduction's files into `root`, or remove those of an earlier one; return its part of the page."""
     heading = "<h2>The published runs and ours</h2>"
+    json_file, png_file, text_file = (root / f"reproduction.{kind}" for kind in ("json", "png", "md"))
     if not reproduction.num_runs:
-        return f"{heading}\n<p>{NOT_REPRODUCED}</p>\n{page.bullets(reproduction.notes[3:])}"
+        for path in (json_file, png_file, text_file):
+            path.unlink(missing_ok=True)
+        return f"{heading}\n<p>{NOT_REPRODUCED}</p>\n{page.bullets(reproduction.notes)}"
     png = draw_reproduction(reproduction)
     caption = "Test accuracy of our runs minus the published best, in percentage points"
-    write_json(root / "reproduction.json", reproduction.to_json())
-    write_bytes(root / "reproduction.png", png)
+    notes = [*READING, *reproduction.notes]
+    write_json(json_file, reproduction.to_json())
+    write_bytes(png_file, png)
     blocks = [
         "# The published runs and ours",
         as_markdown(reproduction.table),
-        f"![{caption}](reproduction.png)",
-        "\n".join(f"- {note}" for note in reproduction.notes),
+        f"![{caption}]({png_file.name})",
+        "\n".join(f"- {note}" for note in notes),
     ]
-    write_text(root / "reproduction.md", "\n\n".join(blocks) + "\n")
-    table = as_html(without_columns(reproduction.table, (WHAT, EPOCHS)))
+    write_text(text_file, "\n\n".join(blocks) + "\n")
+    table = as_html(without_columns(reproduction.table, WHAT_COLUMNS))
     what = page.details("What each published run trains", as_html([row[:3] for row in reproduction.table]))
-    return "\n".join([heading, table, what, page.picture(png, caption), page.bullets(reproduction.notes)])
+    return "\n".join([heading, table, what, page.picture(png, caption), page.bullets(notes)])

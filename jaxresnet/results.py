@@ -21,6 +21,7 @@ from typing import Any
 
 from jaxresnet.config import differing_fields
 from jaxresnet.errors import ConfigError, ResultsError
+from jaxresnet.json_files import parse_json, read_json, read_text
 
 SELECTIONS = ("val", "test", "last")  # the data on which a run's epoch was chosen; "last" is no choice
 _REDO = "restore the file from a copy, or delete the files of this run and run the comparison again, which redoes it"
@@ -180,7 +181,7 @@ def read_results(folder: str | Path) -> Results:
     if not path.is_file():
         state = "holds no config.json" if any(folder.iterdir()) else "is empty"
         raise ResultsError(f"{folder}: {state}, so it is not a comparison's folder; give the --out folder of one")
-    config = _load(path, _read(path), None, "restore it from a copy, or run the comparison into a new folder")
+    config = read_json(path, "restore it from a copy, or run the comparison into a new folder")
     _check_config(path, config)
     names = slugs(config["arms"])
     runs = {arm: {k: _read_run(folder, arm, k, config["arms"][arm]) for k in config["seeds"]} for arm in names}
@@ -247,9 +248,9 @@ def _read_run(folder: Path, arm: str, seed: int, config: dict[str, Any]) -> Run:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    text = _read(path).removesuffix("\n")
+    text = read_text(path).removesuffix("\n")
     for number, line in enumerate(text.split("\n") if text else [], 1):
-        row = _load(path, line, number, _REDO)
+        row = parse_json(path, line, _REDO, number)
         if not isinstance(row, dict) or type(row.get("epoch")) is not int:
             raise ResultsError(f"{path}, line {number}: not a row with a whole-number 'epoch'; {_REDO}")
         if rows and row["epoch"] <= rows[-1]["epoch"]:
@@ -260,7 +261,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_scores(path: Path, arm: str, seed: int, config: dict[str, Any]) -> dict[str, Any]:
-    scores = _load(path, _read(path), None, _REDO)
+    scores = read_json(path, _REDO)
     if not isinstance(scores, dict) or (scores.get("arm"), scores.get("seed")) != (arm, seed):
         raise ResultsError(f"{path}: does not belong to arm {arm!r}, seed {seed}; {_REDO}")
     if scores.get("selection") not in SELECTIONS:
@@ -285,18 +286,3 @@ def _check_numbers(where: str, values: dict[str, Any], required: tuple[str, ...]
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ResultsError(f"{where}: {key!r} is {value!r}, not a finite number; {_REDO}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ResultsError(f"{path}: not a text file ({error}); restore it from a copy or delete it") from error
-
-
-def _load(path: Path, text: str, line: int | None, remedy: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        cut = "cut off or damaged" if text.strip() else "empty"
-        raise ResultsError(f"{path}, line {line or error.lineno}: {cut} ({error.msg}); {remedy}") from error

@@ -218,9 +218,10 @@ def _compared(name_a: str, name_b: str, d: Difference, unit: str, p_holm: float 
     # Enough decimals to show the width of the interval: two for points of accuracy, as a rule.
     decimals = max(2, 1 - math.floor(math.log10(high - low)))
     low_text, high_text = (f"{round(x, decimals) + 0.0:.{decimals}f}" for x in (low, high))  # + 0.0: no "-0.00"
-    interval = f"{100 * d.confidence:g} % interval {low_text} to {high_text}"
     p_value = d.p_value if p_holm is None else p_holm
     corrected = num_comparisons > 1
+    uncorrected = ", uncorrected" if corrected else ""  # Holm's method corrects p values; the interval stays as it is
+    interval = f"{100 * d.confidence:g} % interval {low_text} to {high_text}{uncorrected}"
     holm_note = f"; p = {p_value:.2g} after Holm's correction for {num_comparisons} comparisons" if corrected else ""
     if p_value < 1 - d.confidence:
         return f"{better} is better than {worse} by {size:.{decimals}f} {unit} ({interval}, {d.n} seeds{holm_note})"
@@ -229,7 +230,7 @@ def _compared(name_a: str, name_b: str, d: Difference, unit: str, p_holm: float 
     sentence = (
         f"{between}not distinguished with {d.n} seeds (difference {d.mean + 0.0:.{decimals}f} {unit}, "
         f"{name_a} minus {name_b}, {100 * d.confidence:g} % interval {d.interval[0]:.{decimals}f} to "
-        f"{d.interval[1]:.{decimals}f}{holm_note})"
+        f"{d.interval[1]:.{decimals}f}{uncorrected}{holm_note})"
     )
     effect = max(WORTHWHILE, size)
     strictest = 1 - (1 - d.confidence) / num_comparisons  # what Holm asks of the smallest p value

@@ -2,12 +2,14 @@
 
 import html
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxresnet.stats import describe
 
 Table = Sequence[Sequence[str]]
 
+SHORT = 26  # a cell with fewer characters keeps to one line
 WIDTH = 120  # of a terminal that holds a table without breaking its lines, characters
 
 
@@ -60,13 +62,21 @@ def as_markdown(table: Table) -> str:
     return "\n".join([line(table[0]), line(["---"] * len(table[0])), *map(line, table[1:])])
 
 
-def as_html(table: Table) -> str:
-    """A <table> in a <div> that scrolls sideways where the screen is narrow. Every cell is escaped.
+def as_bullets(values: Mapping[str, Any]) -> str:
+    """A Markdown list of names and values, for example of an environment; those that are None are left out."""
+    return "\n".join(f"- {name}: `{value}`" for name, value in values.items() if value is not None)
 
-    Short cells have the class "short", for a style that keeps numbers on one line."""
+
+def is_short(cell: str) -> bool:
+    """Whether an HTML cell gets the class "short", for a style that keeps numbers on one line."""
+    return len(cell) < SHORT
+
+
+def as_html(table: Table) -> str:
+    """A <table> in a <div> that scrolls sideways where the screen is narrow. Every cell is escaped."""
 
     def cell(text: str) -> str:
-        return f"<td{' class=short' if len(text) < 26 else ''}>{html.escape(text)}</td>"
+        return f"<td{' class=short' if is_short(text) else ''}>{html.escape(text)}</td>"
 
     head = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in table[0]) + "</tr>"
     body = "\n".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in table[1:])

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from jaxresnet.config import to_dict
+from jaxresnet.model_table import published_models
 from jaxresnet.published import intended, published
 from jaxresnet.results import config_path, rows_path, scores_path, write_json, write_rows
 
@@ -71,6 +72,34 @@ def fake_comparison(
             }
             write_json(scores_path(folder, arm, seed), scores)
     return folder
+
+
+def fake_measurement(folder, **other):
+    """Write a measurement.json of three of the published configurations, the last of which does not run."""
+    seconds = {"configuration 1": [0.2, 0.1, 0.3], "configuration 5": [0.1, 0.15, 0.05], "configuration 8": None}
+    models = {
+        name: {
+            "model": to_dict(published_models[name]),
+            "params": 12_550_218 if name == "configuration 1" else 4_903_242,
+            "macs": 605_754_368 if name == "configuration 1" else 253_432_832,
+            "problem_as_published": None if name == "configuration 5" else "a reason",
+            "problem_here": None if times else "pool_size=16: must be 4",
+            "median_step_seconds": sorted(times)[1] if times else None,
+            "step_seconds": times,
+        }
+        for name, times in seconds.items()
+    }
+    timing = {"what": "a step", "batch_size": 16, "precision": "float32", "rounds": 3, "steps_a_round": 2}
+    measurement = {
+        "name": "model_parameters",
+        "demo": True,
+        "timing": {**timing, "width": "a quarter"},
+        "models": models,
+        "environment": {"device": "a CPU", "jax": "0.10.2", "commit": None},
+        **other,
+    }
+    write_json(Path(folder) / "measurement.json", measurement)
+    return Path(folder)
 
 
 def change_rows(folder, arm, seed, change):

@@ -30,6 +30,7 @@ from jaxresnet.cli import (
 )
 from jaxresnet.compare import compare
 from jaxresnet.config import ModelConfig, with_fields
+from jaxresnet.errors import ResultsError
 from jaxresnet.experiment import Experiment, as_demo
 from jaxresnet.options import Options, parse
 from jaxresnet.progress import PlannedRun, Progress
@@ -157,7 +158,10 @@ def test_a_flag_for_what_the_arms_compare_is_refused(run_script, flags):
     """Even with the value that the first arm has: the flag is for all arms."""
     code, _, err = run_script(*flags)
     assert code == 2
-    assert err == "error: --lookahead: the arms of adam_lookahead set it themselves, to True, False\n"
+    assert err == (
+        "error: --lookahead: the arms of adam_lookahead set it themselves, to True, False; leave the flag out, or "
+        "choose other comparisons with --only\n"
+    )
     assert not Path("out").exists()
 
 
@@ -364,6 +368,38 @@ def test_several_experiments_end_in_one_page_and_are_not_run_twice(run_demo):
     assert "expect about" in out and "1 of 4 runs being finished" in out
     assert out.count("epoch 1/1") == 3, "out/one-demo is there already"
     assert calls == [("sizes", "out/sizes-demo", True)]
+
+
+def test_a_folder_that_is_refused_is_refused_before_anything_trains(run_demo):
+    one, two = (Experiment(name, {name: {"A": BASE}}, demo_images=212) for name in ("one", "two"))
+    Path("out/two-demo").mkdir(parents=True)
+    Path("out/two-demo/precious.txt").write_text("mine")
+    code, out, err = run_demo([one, two], "--seeds", "0", "--num-epochs", "1")
+    assert code == 2 and "out/two-demo: holds other files" in err and "epoch 1/1" not in out
+    assert not Path("out/one-demo").exists()
+
+
+def test_a_comparison_that_fails_keeps_no_other_from_running(run_demo):
+    def after(folder, data):
+        raise ResultsError("cannot be looked at again")
+
+    one = Experiment("One.", {"one": {"A": BASE}}, demo_images=212, after=after)
+    two = Experiment("Two.", {"two": {"B": BASE}}, demo_images=212)
+    flags = ["--seeds", "0", "--num-epochs", "1"]
+    code, out, err = run_demo([one, two], *flags)
+    assert code == 2 and out.count("epoch 1/1") == 2 and Path("out/report.html").is_file()
+    assert "error: out/one-demo: cannot be looked at again" in err
+    assert err.splitlines()[-1] == "error: 1 of 2 comparisons failed, see above: one-demo"
+    code, _, err = run_demo([one], *flags)
+    assert (code, err) == (2, "error: cannot be looked at again\n")
+
+
+def test_several_experiments_do_not_go_into_the_folder_of_one(run_demo):
+    one, two = (Experiment(name, {name: {"A": BASE}}, demo_images=212) for name in ("one", "two"))
+    flags = ["--seeds", "0", "--num-epochs", "1"]
+    assert run_demo([one], *flags, "--out", "mine")[0] == 0
+    code, out, err = run_demo([one, two], *flags, "--out", "mine")
+    assert code == 2 and "mine: is the folder of one comparison" in err and "epoch 1/1" not in out
 
 
 def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):

@@ -7,12 +7,19 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxresnet.experiment import Experiment
+from jaxresnet.evaluate_runs import ROUNDING
+from jaxresnet.experiment import DEMO_TEST, Experiment
 from jaxresnet.figure import make_figure
+from jaxresnet.figure_models import make_models
 from jaxresnet.findings import findings
-from jaxresnet.results import read_results
+from jaxresnet.measurement import read_measurement
+from jaxresnet.model_table import count_parameters
+from jaxresnet.results import read_results, scores_path
+from jaxresnet.summary import PARAMETER_BUDGET
+from jaxresnet.synthetic import make_synthetic
 
 ROOT = os.environ.get("JAXRESNET_DEMOS")
 pytestmark = pytest.mark.skipif(not ROOT, reason="set JAXRESNET_DEMOS to the folder of the demos' results")
@@ -91,21 +98,57 @@ def test_every_figure_has_two_curves_an_arm_and_a_legend_of_all_arms():
 
 
 def test_the_measured_models():
-    measured = json.loads((folder("model_parameters") / "measurement.json").read_text())
-    text = json.dumps(measured)
-    assert "NaN" not in text and "Infinity" not in text
-    table = (folder("model_parameters") / "model_parameters.md").read_text()
-    for parameters in ("12,550,218", "6,279,498", "5,419,338", "11,173,962", "4,903,242"):
-        assert parameters in table or measured["demo"], parameters
-    assert (folder("model_parameters") / "model_parameters.png").stat().st_size < 300_000
+    at = folder("model_parameters")
+    measured = read_measurement(at)
+    assert measured["demo"] is True and list(measured["models"]) == list(
+        importlib.import_module("model_parameters").MODELS
+    )
+    timed = {name: one for name, one in measured["models"].items() if one["problem_here"] is None}
+    assert len(timed) == 6
+    for name, one in measured["models"].items():
+        if name not in timed:
+            assert one["step_seconds"] is None and one["median_step_seconds"] is None, name
+            continue
+        assert len(one["step_seconds"]) == measured["timing"]["rounds"] == 3, name
+        assert all(0 < seconds < math.inf for seconds in [*one["step_seconds"], one["median_step_seconds"]]), name
+        assert min(one["step_seconds"]) <= one["median_step_seconds"] <= max(one["step_seconds"]), name
+
+    rows = [line for line in (at / "model_parameters.md").read_text().splitlines() if line.startswith("| ")][1:]
+    cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in rows)}
+    del cells["---"]
+    assert list(cells) == list(measured["models"])
+    for name, model in importlib.import_module("model_parameters").MODELS.items():  # of the networks at full width
+        assert f"{count_parameters(model):,}" in cells[name], name
+        assert (cells[name][-3] != "") == (name in timed), name
+
+    figure = make_models(measured, PARAMETER_BUDGET)
+    for axes, key in zip(figure.axes, ("params", "macs"), strict=True):
+        marks = [line for line in axes.lines if line.get_marker() == "o"]
+        drawn = [(float(mark.get_xdata()[0]), float(mark.get_ydata()[0])) for mark in marks]
+        expected = [(one[key] / 1e6, 1e3 * one["median_step_seconds"]) for one in timed.values()]
+        assert drawn == [pytest.approx(point) for point in expected], key
+    assert 10_000 < (at / "model_parameters.png").stat().st_size < 300_000
 
 
 def test_the_evaluation_of_the_final_model():
-    evaluation = json.loads((folder("final_model") / "evaluation.json").read_text())
-    text = (folder("final_model") / "evaluation.md").read_text()
-    assert all(name in text for name in evaluation["class_names"])
+    at = folder("final_model")
+    results, evaluation = read_results(at), json.loads((at / "evaluation.json").read_text())
+    (runs,) = results.runs.values()
+    assert list(evaluation["runs"]) == [str(seed) for seed in runs] == ["0", "1", "2"]
+    of_each_class = np.bincount(make_synthetic(1, DEMO_TEST).test.labels, minlength=10)
+    assert of_each_class.sum() == evaluation["num_test"] == DEMO_TEST
+    for seed, run in runs.items():
+        found = evaluation["runs"][str(seed)]
+        matrix = np.array(found["confusion"])
+        assert matrix.sum(1).tolist() == of_each_class.tolist(), seed
+        recorded = json.loads(scores_path(at, run.arm, seed).read_text())["test_accuracy"]
+        accuracy = 100 * np.trace(matrix) / DEMO_TEST
+        assert accuracy == pytest.approx(recorded, abs=100 * ROUNDING + 1e-6), seed
+        assert found["test_accuracy"] == pytest.approx(accuracy) and found["recorded_test_accuracy"] == recorded, seed
+    text = (at / "evaluation.md").read_text()
+    assert all(text.count(f"\n| {name} | ") == 2 for name in evaluation["class_names"])  # of classes, and the matrix
     for picture in ("confusion.png", "mistakes.png"):
-        assert 5_000 < (folder("final_model") / picture).stat().st_size < 300_000, picture
+        assert 5_000 < (at / picture).stat().st_size < 300_000, picture
 
 
 def test_one_page_holds_everything_and_needs_no_network():

@@ -13,10 +13,11 @@ from tiny import RUN
 
 from jaxresnet.compare import compare
 from jaxresnet.errors import ResultsError
-from jaxresnet.evaluate_runs import evaluate_runs
+from jaxresnet.evaluate_runs import _check_accuracy, evaluate_runs, render_evaluation
 from jaxresnet.evaluation import Mistake, confusion_matrix, per_class, wilson_interval, worst_mistakes
 from jaxresnet.figure_evaluation import draw_mistakes, make_confusion, make_mistakes
-from jaxresnet.results import read_results, scores_path, write_json
+from jaxresnet.report import render
+from jaxresnet.results import Run, read_results, scores_path, write_json
 
 # ---------------------------------------------------------------------------------------------------- the numbers
 
@@ -166,7 +167,8 @@ def test_the_evaluation_is_that_of_the_recorded_runs(folder, tiny_data):
     assert found["mistakes"]["seed"] == 0 and len(worst) == 24
     assert all(tiny_data.test.labels[one["image"]] == one["true"] != one["predicted"] for one in worst)
     assert [one["probability"] for one in worst] == sorted((one["probability"] for one in worst), reverse=True)
-    assert "they give the recorded test accuracy exactly" in text
+    assert "which give the recorded test accuracy exactly" in text and "Predicted again" not in text
+    assert all(note in text for note in found["notes"]) and len(found["notes"]) == 2
     assert "airplane" in text and str(folder / "mistakes.png") in text
 
 
@@ -188,12 +190,57 @@ def test_a_run_that_recorded_another_accuracy_is_refused(folder, tiny_data):
     path = scores_path(folder, "final model", 1)
     scores = json.loads(path.read_text())
     write_json(path, {**scores, "test_accuracy": scores["test_accuracy"] + 1})  # an image of 100: rounding
-    assert "to 1 images' rounding" in evaluate_runs(folder, tiny_data)
+    n = scores["test_accuracy"]
+    note = f"Predicted again: seed 1 {n:.2f} %, recorded {n + 1:.2f} %."
+    assert note in evaluate_runs(folder, tiny_data) and note in (folder / "evaluation.md").read_text()
+    assert note in json.loads((folder / "evaluation.json").read_text())["notes"]
     write_json(path, {**scores, "test_accuracy": scores["test_accuracy"] + 2})
     with pytest.raises(
         ResultsError, match=r"final-model-seed1: recognises \d+ of 100 test images .* but the run recor"
     ):
         evaluate_runs(folder, tiny_data)
+
+
+def test_fifty_images_of_ten_thousand_may_fall_on_the_other_side(folder):
+    results = read_results(folder)
+    confusion = np.diag([1000] * 10)
+    confusion[0, :2] = [950, 50]
+    _check_accuracy(results, Run("final model", 0, [], {"test_accuracy": 100.0}), confusion)
+    confusion[0, :2] = [949, 51]
+    with pytest.raises(ResultsError, match=r"recognises 9,949 of 10,000 test images \(99\.49 %\)"):
+        _check_accuracy(results, Run("final model", 0, [], {"test_accuracy": 100.0}), confusion)
+
+
+def test_text_and_matrix_are_drawn_again_from_the_numbers_alone(folder, tiny_data):
+    evaluate_runs(folder, tiny_data)
+    drawn = [folder / name for name in ("evaluation.md", "confusion.png")]
+    before = [path.read_bytes() for path in drawn]
+    shutil.rmtree(folder / "checkpoints")
+    for redraw in (render_evaluation, render):
+        for path in drawn:
+            path.unlink()
+        redraw(folder)
+        assert [path.read_bytes() for path in drawn] == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-30], r"line \d+: cut off"),
+        (lambda text: "[]", "is not the evaluation of a comparison, or damaged"),
+        (lambda text: text.replace('"class_names"', '"classes"'), r"damaged \(KeyError\('class_names'\)\)"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused_and_nothing_is_drawn(folder, tiny_data, damage, message):
+    evaluate_runs(folder, tiny_data)
+    path = folder / "evaluation.json"
+    path.write_text(damage(path.read_text()))
+    (folder / "evaluation.md").unlink()
+    with pytest.raises(
+        ResultsError, match=rf"evaluation\.json.*{message}.*delete it and run the same experiment again"
+    ):
+        render_evaluation(folder)
+    assert not (folder / "evaluation.md").exists()
 
 
 def test_a_missing_checkpoint_is_named_and_the_others_are_evaluated(folder, tiny_data):

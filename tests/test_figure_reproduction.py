@@ -47,8 +47,34 @@ def test_rows_and_marks(found):
 def test_a_run_that_failed_does_not_flatten_the_others(found):
     (axes,) = make_reproduction(found).axes
     left, right = axes.get_xlim()
-    assert -3 < left < -1 and 1 < right < 3
+    assert -8 < left < -5 and 5 < right < 8  # the spread of two runs half a point apart is 11 points wide
     assert [text.get_text() for text in axes.texts] == ["off the scale: -81.3"]
+
+
+def spread_ends_and_arrows(folder, scores, name="adam_512"):
+    """(low, high) of the bar of one published run, the limits of the axes, and the edges with an arrow."""
+    fake_reproduction(folder, {name: dict(enumerate((score, score) for score in scores))})
+    found = read_reproduction(folder)
+    (axes,) = make_reproduction(found).axes
+    (bar,) = (patch for patch in axes.patches if patch.get_width() > 0)
+    assert bar.get_x() + published[name].best == pytest.approx(next(r.spread for r in found.rows if r.spread)[0])
+    arrows = [line for line in axes.get_lines() if line.get_label() == "spread goes on"]
+    markers = {float(line.get_xdata()[0]): line.get_marker() for line in arrows}
+    return (bar.get_x(), bar.get_x() + bar.get_width()), axes.get_xlim(), markers
+
+
+def test_a_spread_within_the_scale_is_shown_to_its_ends(tmp_path):
+    (low, high), (left, right), arrows = spread_ends_and_arrows(tmp_path, [90.0, 91.0, 92.0])
+    assert -8 < low < -5 and left < low and high < right and not arrows
+
+
+@pytest.mark.parametrize(
+    ("scores", "cut"), [([90.0, 92.0], "<>"), ([80.0, 81.0, 82.0], "<"), ([93.0, 95.0, 97.0], ">")]
+)
+def test_a_spread_beyond_the_scale_is_cut_with_an_arrow(tmp_path, scores, cut):
+    (low, high), (left, right), arrows = spread_ends_and_arrows(tmp_path, scores, "sgd_128")
+    assert arrows == {edge: marker for edge, marker in ((left, "<"), (right, ">")) if marker in cut}
+    assert (low < left) == ("<" in cut) and (high > right) == (">" in cut) and right - left < 17
 
 
 def test_legend_lies_off_the_data_and_says_what_the_marks_are(found):

@@ -1,8 +1,9 @@
 """What is said of a comparison: columns, verdicts for few and for many pairs, and the notes that a reader needs."""
 
+import pytest
 from fake_results import ADAM, LOOKAHEAD, change_rows, fake_comparison
 
-from jaxresnet.findings import AS_PUBLISHED, SYNTHETIC, findings
+from jaxresnet.findings import AS_PUBLISHED, SYNTHETIC, findings, title
 from jaxresnet.results import read_results, rows_path, write_rows
 
 
@@ -38,6 +39,32 @@ def test_a_choice_on_the_test_set_has_no_validation_column_and_says_why(tmp_path
     results = read_results(tmp_path)
     results.config["arms"] = arms
     assert note in findings(results).notes
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ([{"train_size": 10_000, "val_size": 1000}] * 2, ", first 10,000 training images, 1,000 of them held out"),
+        ([{"train_size": 10_000, "val_size": 0}] * 2, ", first 10,000 training images"),
+        ([{"train_size": None, "val_size": 5000}] * 2, ""),
+        ([{"train_size": None}, {"train_size": 500}], ", all or first 500 training images"),
+        ([{"num_epochs": 1}] * 2, ", 1 epoch"),
+        ([{"num_epochs": 3}] * 2, ", 3 epochs"),
+        ([{"num_epochs": 3}, {"num_epochs": 5}], ""),
+    ],
+    ids=str,
+)
+def test_the_title_says_how_much_was_trained_on(tmp_path, arms, words):
+    results = read_results(fake_comparison(tmp_path))
+    results.config["arms"] = dict(zip((LOOKAHEAD, ADAM), arms, strict=True))
+    assert title(results) == "adam_lookahead: intended protocol, cifar10" + words
+
+
+def test_the_settings_count_a_single_epoch_as_one(tmp_path):
+    results = read_results(fake_comparison(tmp_path))
+    for arm in results.config["arms"].values():
+        arm["num_epochs"] = 1
+    assert findings(results).notes[0].startswith("Each run: 1 epoch, batch 512")
 
 
 def test_few_pairs_get_a_sentence_each(tmp_path):

@@ -16,14 +16,18 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv", "environment", "metrics", "stats", "markdown", "evaluation"],
-    ["config", "dataset", "tables", "cifar10_pickle", "cifar10_download"],
-    ["augment", "model", "optim", "published", "synthetic", "results", "cifar10_cache", "cifar10_files"],
+    ["errors", "conv", "environment", "metrics", "stats", "evaluation"],
+    ["config", "dataset", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
+    [
+        *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
+        *("cifar10_cache", "cifar10_files"),
+    ],
     ["state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive"],
     ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
     ["parallel", "predict", "figure_reproduction", "cifar10_source"],
-    ["train", "cifar10", "report", "evaluate_runs", "model_table"],
-    ["compare", "progress"],
+    ["train", "cifar10", "evaluate_runs", "model_table"],
+    ["report", "progress"],
+    ["compare"],
     ["cli"],
     ["__init__", "__main__"],
 ]

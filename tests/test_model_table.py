@@ -126,7 +126,7 @@ def test_networks_take_turns_and_compiling_is_not_counted(turns, tmp_path):
     assert found["models"]["configuration 8"]["step_seconds"] is None
     assert found["models"]["configuration 8"]["params"] == 4_903_242
     assert {turn[2] for turn in turns} == {found["timing"]["batch_size"]} <= {128, 512}
-    assert found["environment"]["device"] and found["timing"]["width"] == "full"
+    assert found["environment"]["device"] and found["timing"]["width"] == "full" and found["demo"] is False
 
 
 def test_the_table_says_what_runs_where_and_why_not(turns, tmp_path):
@@ -153,6 +153,7 @@ def test_the_demo_says_that_it_times_narrower_networks(turns, tmp_path):
     assert {turn[1:] for turn in turns} == {(16, 16)}
     assert "a quarter of the width given here" in text and "12,550,218" in text
     measurement = json.loads((tmp_path / "measurement.json").read_text())
+    assert measurement["demo"] is True
     assert "a quarter of the width" in make_models(measurement, 5_000_000).axes[0].get_ylabel()
 
 

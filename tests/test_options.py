@@ -90,6 +90,22 @@ def test_every_field_is_a_flag_of_its_own_name():
     }
 
 
+@pytest.mark.parametrize("flag", ["--no-flip", "--no_flip"])
+def test_a_field_that_is_switched_off_is_given_in_either_spelling(flag):
+    _, fields = parse_main(flag)
+    assert fields == {"flip": False}
+    assert not any(config.augment.flip for config in arms_of(flag).values())
+    for refused in ("--no-lookahead", "--no_lookahead"):
+        with pytest.raises(ConfigError, match="set it themselves"):
+            arms_of(refused)
+
+
+@pytest.mark.parametrize("argv", [["--only"], ["--only", "main", "--only"], ["--only", "main", "--only=main"]], ids=len)
+def test_only_is_given_once_and_with_names(argv):
+    with pytest.raises(ConfigError, match="--only: give it once, with one or more names"):
+        parse_main(*argv)
+
+
 def test_demo_flags_can_be_changed_too():
     arms = arms_of("--demo", "--num-epochs", "2", "--precision", "bfloat16")
     for config in arms.values():

@@ -15,7 +15,7 @@ from jaxresnet.cli import _stop_on_signal
 from jaxresnet.progress import PlannedRun, Progress, duration
 
 
-def planned(arm="Adam", seed=0, images=800, num_epochs=2, macs=1000, done=False, comparison="out"):
+def planned(arm="Adam", seed=0, images=800, num_epochs=2, macs=1000, done=False, comparison=""):
     return PlannedRun(arm, seed, images, num_epochs, macs, done, comparison)
 
 
@@ -106,6 +106,7 @@ def half_of_it(progress, clock):
     progress.on_run(RUNS[0])
     progress.on_epoch(RUNS[0], [row()])
     progress.on_epoch(RUNS[0], [row(), row()])  # 1,600 of 3,200 images
+    progress.on_end(RUNS[0])
     progress.on_run(RUNS[1])
     clock[0] = 30.0
     progress.on_progress(RUNS[1], 0, 100)  # compiled for half a minute, which is no part of the speed
@@ -206,6 +207,7 @@ def test_the_time_left_leaves_out_what_an_earlier_call_finished(capsys, clock):
     with Progress(runs) as progress:
         progress.on_run(runs[2])
         progress.on_epoch(runs[2], [row(), row()])  # the second epoch; the first was of an earlier process
+        progress.on_end(runs[2])
         progress.on_run(runs[3])
         progress.on_epoch(runs[3], [row()])
     assert times_left(capsys) == ["4 s", "2 s"]
@@ -226,6 +228,7 @@ def test_long_runs_and_large_networks_count_for_what_they_cost(capsys, clock):
         progress.on_run(small)
         progress.on_epoch(small, [row(1.0)])  # 800 images a second of the small network
         progress.on_epoch(small, [row(1.0), row(1.0)])
+        progress.on_end(small)
         progress.on_run(long)
         progress.on_epoch(long, [row(1.0)])
         progress.on_run(large)
@@ -241,6 +244,7 @@ def test_the_speed_shown_is_that_of_the_network_that_runs(terminal, clock):
         progress.on_run(small)
         for history in ([row()], [row(), row()]):
             progress.on_epoch(small, history)
+        progress.on_end(small)
         progress.on_run(large)
         progress.on_progress(large, 0, 100)
         clock[0] = 2.5
@@ -257,7 +261,9 @@ def test_two_runs_at_once_take_half_the_time(capsys, clock):
         progress.on_epoch(runs[0], [row()])  # 7 epochs are left, of 2 s each
         progress.on_epoch(runs[1], [row()])
         progress.on_epoch(runs[0], [row(), row()])
-        progress.on_epoch(runs[1], [row(), row()])  # one at a time from here on
+        progress.on_end(runs[0])
+        progress.on_epoch(runs[1], [row(), row()])
+        progress.on_end(runs[1])  # one at a time from here on
         progress.on_run(runs[2])
         progress.on_epoch(runs[2], [row()])
     assert times_left(capsys) == ["7 s", "6 s", "5 s", "8 s", "6 s"]
@@ -270,6 +276,7 @@ def test_runs_of_the_same_name_in_two_comparisons_are_two(capsys, clock):
             progress.on_run(run)
             progress.on_epoch(run, [row()])
             progress.on_epoch(run, [row(), row()])
+            progress.on_end(run)
     assert times_left(capsys) == ["6 s", "4 s", "2 s", "0 s"]
 
 
@@ -343,3 +350,18 @@ def test_the_handler_of_ctrl_c_waits_for_no_lock_of_the_bar(terminal, clock):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_run_whose_epochs_were_all_in_a_checkpoint_counts_as_done_when_it_ends(clock, capsys):
+    """Killed after its last checkpoint and before its scores were written: no epoch is trained any more."""
+    runs = [planned(seed=0), planned(seed=1)]
+    with Progress(runs) as progress:
+        progress.on_run(runs[0])
+        progress.on_end(runs[0])
+        progress.on_run(runs[1])
+        progress.on_epoch(runs[1], [row(4.0)])  # 800 images in 4 s; 800 are left, and one run goes on
+    assert capsys.readouterr().out.rstrip().endswith("about 4 s left")
+
+
+def test_a_run_is_named_by_its_comparison_where_there_are_several():
+    assert planned(comparison="schedulers-512").name == "schedulers-512: Adam, seed 0"

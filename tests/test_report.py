@@ -1,12 +1,12 @@
 """A folder in, tables and pages out: what they say, what they label, and that nothing but the folder is needed."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from fake_results import ADAM, LOOKAHEAD, PUBLISHED, change_rows, fake_comparison, fake_reproduction
-from PIL import Image
+from fake_results import ADAM, LOOKAHEAD, PUBLISHED, change_rows, fake_comparison, fake_measurement, fake_reproduction
 from test_figure import figure_of, labels
 from test_page import read
 
@@ -14,7 +14,7 @@ from jaxresnet.__main__ import main
 from jaxresnet.errors import ResultsError
 from jaxresnet.findings import AS_PUBLISHED, SYNTHETIC
 from jaxresnet.report import NOT_REPRODUCED, render, render_tree
-from jaxresnet.results import rows_path, scores_path, write_json, write_rows
+from jaxresnet.results import rows_path, scores_path, write_rows
 
 
 def test_summary_holds_the_statistics(tmp_path):
@@ -149,9 +149,7 @@ def results_tree(root):
     fake_reproduction(root / "batch_size-published", {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.0)}})
     fake_reproduction(root / "batch_size", {"adam_512": {0: (92.0, 92.0)}}, "intended")
     fake_comparison(root / "demo", synthetic=True)
-    write_json(root / "models" / "measurement.json", {"parameters": 4_903_242})
-    (root / "models" / "model_parameters.md").write_text("# Parameters\n\n4,903,242 of them\n")
-    Image.new("RGB", (9, 9)).save(root / "models" / "model_parameters.png")
+    fake_measurement(root / "models")
     (root / "photos").mkdir()
     fake_comparison(root / "damaged")
     path = rows_path(root / "damaged", ADAM, 1)
@@ -170,10 +168,30 @@ def test_a_tree_of_comparisons_makes_one_page(tmp_path):
     assert page.ids == [f"s-{name}" for name in names] and page.links == [f"#s-{name}" for name in names]
     shown = " ".join(page.shown)
     assert "Skipped photos: is empty" in shown and "adam-seed1.jsonl, line 6: cut off" in shown
-    assert "4,903,242 of them" in shown and '"parameters": 4903242' in shown
+    assert "4,903,242" in shown and '"params": 4903242' in shown
+    assert (tmp_path / "models" / "model_parameters.png").is_file()  # drawn from measurement.json, which was alone
     assert "inside (85.75 to 96.75)" in shown  # 91.25 ± 12.7062 * 0.353553 * sqrt(3 / 2)
     assert len(page.loads) == 5  # the reproduction, three comparisons, the measurement's picture
     assert not (tmp_path / "damaged" / "report.html").exists() and set(tree.skipped) == {"damaged", "photos"}
+
+
+def test_a_damaged_evaluation_is_named_and_the_others_are_shown(tmp_path):
+    (results_tree(tmp_path) / "demo" / "evaluation.json").write_text('{"title": "x"')
+    tree = render_tree(tmp_path)
+    assert set(tree.skipped) == {"damaged", "photos", "demo"} and "demo" not in tree.reports
+    assert "evaluation.json, line 1: cut off" in " ".join(read(tree.html).shown)
+    with pytest.raises(
+        ResultsError, match=r"evaluation\.json, line 1: cut off .* delete it and run the same experiment"
+    ):
+        render(tmp_path / "demo")
+
+
+def test_a_reproduction_of_earlier_is_removed_when_nothing_is_reproduced_any_more(tmp_path):
+    render_tree(results_tree(tmp_path))
+    assert len(list(tmp_path.glob("reproduction.*"))) == 3
+    for name in ("batch_size", "batch_size-published"):
+        shutil.rmtree(tmp_path / name)
+    assert render_tree(tmp_path).table == NOT_REPRODUCED and not list(tmp_path.glob("reproduction.*"))
 
 
 def test_the_reproduction_lies_in_files_beside_the_page(tmp_path):
@@ -199,8 +217,10 @@ def test_a_tree_that_repeats_no_published_run_says_so(tmp_path):
 def test_a_tree_is_not_a_comparison(tmp_path):
     with pytest.raises(ResultsError, match="holds no comparison; give"):
         render_tree(tmp_path)
-    with pytest.raises(ResultsError, match="is the folder of one comparison; give the folder around several"):
-        render_tree(fake_comparison(tmp_path))
+    with pytest.raises(ResultsError, match="is the folder of one comparison or measurement; give the"):
+        render_tree(fake_comparison(tmp_path / "comparison"))
+    with pytest.raises(ResultsError, match="is the folder of one comparison or measurement; give the"):
+        render_tree(fake_measurement(tmp_path / "measurement"))
 
 
 def run_main(monkeypatch, capsys, *arguments):
@@ -222,7 +242,12 @@ def test_the_command_takes_a_comparison_or_a_folder_of_them(tmp_path, monkeypatc
     status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "demo")
     assert (status, err) == (0, "") and out.startswith("adam_lookahead: intended protocol, synthetic data")
     assert out.endswith(f"page    {tmp_path / 'demo' / 'report.html'}\n")
-    for folder in (tmp_path / "damaged", tmp_path / "photos", tmp_path / "nowhere"):
+    status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "models")
+    assert (status, err) == (0, "") and "4,903,242" in out
+    assert out.endswith(f"page     {tmp_path / 'models' / 'report.html'}\n")
+    assert "configuration 5" in " ".join(read(tmp_path / "models" / "report.html").shown)
+    (tmp_path / "models" / "measurement.json").write_text("{}")
+    for folder in (tmp_path / "models", tmp_path / "damaged", tmp_path / "photos", tmp_path / "nowhere"):
         status, out, err = run_main(monkeypatch, capsys, "report", folder)
         assert (status, out) == (2, "") and err.startswith(f"error: {folder}") and "Traceback" not in err
 

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from fake_results import CIFAR10, fake_comparison, fake_reproduction
+from fake_results import CIFAR10, fake_comparison, fake_measurement, fake_reproduction
 
 from jaxresnet.errors import ResultsError
+from jaxresnet.findings import AS_PUBLISHED
 from jaxresnet.published import Published, intended, published
-from jaxresnet.reproduction import Row, Score, read_reproduction
-from jaxresnet.results import config_path, read_results, scores_path, write_json
+from jaxresnet.reproduction import READING, Row, Score, read_reproduction
+from jaxresnet.results import config_path, read_results, rows_path, scores_path, write_json, write_rows
 
 THREE = {0: (91.0, 90.8), 1: (92.0, 91.8), 2: (93.0, 92.8)}
 
@@ -36,9 +37,11 @@ def test_both_protocols_make_a_row(tmp_path, with_config):
         "92.00 ± 1.00 (3)",
         "91.80 ± 1.00 (3)",
         "92.50 (1)",
+        "92.00 (1)",
+        "92.00 (1)",
         "inside (87.03 to 96.97)",
     ]
-    assert set(list(cells(found, "sgd_128").values())[4:]) == {""}
+    assert list(cells(found, "sgd_128").values())[4:] == [*[""] * 5, "not run yet"]
     made = "one GPU, float32 (4 runs)" if with_config else "float32 (4 runs)"
     assert f"Made on: {made}." in found.notes and "Counted: 4 finished runs on CIFAR-10." in found.notes
 
@@ -46,7 +49,7 @@ def test_both_protocols_make_a_row(tmp_path, with_config):
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ([], ""),
+        ([], "not run yet"),
         ([91.2], "one run: cannot tell"),
         ([91.2, 91.2], "all runs equal: cannot tell"),
         ([90.0, 90.1, 90.2], "outside (89.60 to 90.60)"),  # 90.1 ± 4.302653 * 0.1 * sqrt(4 / 3)
@@ -57,7 +60,7 @@ def test_both_protocols_make_a_row(tmp_path, with_config):
     ],
 )
 def test_whether_the_published_figure_lies_inside_our_spread(values, verdict):
-    scores = {seed: Score(value, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
+    scores = {seed: Score(value, None, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
     run = Published(published["adam_512"].config, best=91.26, best_epoch=49, last=91.0)
     assert Row("adam_512", run, as_published=scores).verdict == verdict
 
@@ -99,12 +102,37 @@ def test_the_run_itself_says_what_it_trained_not_the_folder(tmp_path):
     assert not row_of(found, "adam_512_without_lookahead").as_published
 
 
-def test_sgd_and_adam_over_thirty_epochs_are_only_what_was_published_so(tmp_path):
-    """`sgd_vs_adam` trains both for 30 epochs as intended: that is the SGD run as it was meant, and no Adam run."""
+def test_sgd_and_adam_over_thirty_epochs_are_both_as_intended(tmp_path):
+    """`sgd_vs_adam` trains both for 30 epochs as intended; as published Adam had 31."""
     thirty = {"sgd_128": {0: (91.0, 91.0)}, "adam": {0: (92.0, 92.0)}}
     fake_reproduction(tmp_path, thirty, "intended", change=lambda config: replace(config, num_epochs=30))
     found = read_reproduction(tmp_path)
-    assert found.num_runs == 1 and list(row_of(found, "sgd_128").as_intended) == [0]
+    assert found.num_runs == 2
+    assert all(list(row_of(found, name).as_intended) == [0] for name in thirty)
+    assert any("30 epochs" in note for note in READING)
+
+
+def test_as_intended_shows_what_choosing_on_the_test_set_would_have_given(tmp_path):
+    fake_reproduction(tmp_path, {"adam_512": {0: (92.0, 91.0), 1: (93.0, 92.0)}}, "intended")
+    for seed, accuracies in {0: (90.0, 92.5, 91.0), 1: (90.0, 93.5, 92.0)}.items():
+        rows = [
+            {"epoch": epoch, "train_loss": 1.0, "train_accuracy": 60.0, "test_accuracy": accuracy}
+            for epoch, accuracy in enumerate(accuracies)
+        ]
+        write_rows(rows_path(tmp_path, "adam_512", seed), rows)
+    found = cells(read_reproduction(tmp_path), "adam_512")
+    assert {header: cell for header, cell in found.items() if header.startswith("ours as intended")} == {
+        "ours as intended: best epoch on the validation set (n)": "92.50 ± 0.71 (2)",
+        "ours as intended: last epoch (n)": "91.50 ± 0.71 (2)",
+        f"ours as intended: {AS_PUBLISHED} (n)": "93.00 ± 0.71 (2)",
+    }
+    assert found["published best inside our spread?"] == "not run yet"
+
+
+def test_how_often_a_row_is_outside_by_chance():
+    """1 - 0.95**11 = 0.4312."""
+    assert any("Each of 11 rows is outside by chance alone with probability 5 %" in note for note in READING)
+    assert any("one in two such tables" in note and "(probability 0.43)" in note for note in READING)
 
 
 def test_older_runs_that_did_not_score_the_test_set_every_epoch_count(tmp_path):
@@ -135,7 +163,7 @@ def test_a_comparison_that_did_not_finish_counts_what_did(tmp_path):
 def test_damaged_folders_are_named_and_a_root_without_a_comparison_refused(tmp_path):
     with pytest.raises(ResultsError, match="holds no comparison; give the folder of a comparison"):
         read_reproduction(tmp_path)
-    write_json(tmp_path / "measured" / "measurement.json", {})
+    fake_measurement(tmp_path / "measured")
     with pytest.raises(ResultsError, match="holds measurements and no comparison"):
         read_reproduction(tmp_path)
     fake_comparison(tmp_path / "good")
@@ -151,6 +179,7 @@ def test_to_json_holds_every_counted_run(tmp_path):
     assert run["as_published"]["1"] == {
         "test": 92.0,
         "last": 91.8,
+        "best_on_test": 91.8,
         "folder": "a",
         "arm": "adam_512",
         "made": "one GPU, float32",

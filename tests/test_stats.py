@@ -1,6 +1,7 @@
 """Hand-worked intervals, SciPy's paired t-test as the reference, and the sentences that a reader sees."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -209,6 +210,7 @@ def test_pairwise_corrects_more_than_two_arms():
     assert "B is better than A by 0.502 points" in pairs[0].verdict
     assert [pair.told_apart for pair in pairs] == ["is better than" in pair.verdict for pair in pairs]
     assert "after Holm's correction for 3 comparisons" in pairs[0].verdict
+    assert all(re.search(r"95 % interval \S+ to \S+, uncorrected[,;]", pair.verdict) for pair in pairs)
 
     spoilt = pairwise({**arms, "D": {0: 0.2, 1: -0.3, 2: 0.1, 3: 0.0}})
     lost = next(pair for pair in spoilt if (pair.name_a, pair.name_b) == ("A", "C"))
@@ -220,6 +222,7 @@ def test_pairwise_of_two_arms_is_the_plain_paired_test():
     (pair,) = pairwise({"A": WORKED_A, "B": WORKED_B})
     assert pair.p_holm == pair.difference.p_value
     assert pair.verdict == verdict("A", "B", paired_difference(WORKED_A, WORKED_B))
+    assert "95 % interval" in pair.verdict and "uncorrected" not in pair.verdict
 
 
 def test_pairs_without_a_test_are_not_part_of_the_family():
