@@ -124,12 +124,18 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
     Everything that can be refused is refused before the first one trains. One that fails while it trains does not keep
     the others from running: returned are the names of those that failed. A single one raises its error.
     """
+    import jax
+
     data = _load_data(options, planned)
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
         check_folder(one.out, one.arms, options.seeds, data[one.out], one.name, one.protocol)
     for one in planned:
         print(first_line(one, options, data[one.out]))
+    if options.demo:
+        print("the demo shows how it works: its networks and data are so small that accuracies mean little")
+    if options.devices == "runs" and len(jax.local_devices()) == 1:
+        print("--devices runs: there is one device, so one run goes after the other")
     runs = {
         (one.out, arm, seed): _planned_run(one, arm, seed, data[one.out], done, len(planned) > 1)
         for one in planned
@@ -140,6 +146,8 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
         skipped = f", {len(runs) - len(left)} of {len(runs)} runs being finished" if len(left) < len(runs) else ""
         seconds = expected_seconds(left, options)
         print(f"expect about {duration(seconds)} of training, plus compiling{skipped}", flush=True)
+    else:
+        print(f"all {len(runs)} runs are finished: nothing is trained", flush=True)
     start = time.perf_counter()
     failed = []
     with _stop_on_signal(options.devices == "runs") as stop, Progress(list(runs.values())) as progress:

@@ -201,10 +201,11 @@ def check_folder(
         return None
     theirs = read_results(out).config
     mine = {"name": name, "protocol": protocol, "dataset": fingerprint(data), "arms": _without_seeds(arms)}
-    changed = differing_fields({key: theirs.get(key) for key in mine}, mine)
+    changed = _in_all_arms(differing_fields({key: theirs.get(key) for key in mine}, mine), list(arms))
     if changed:
         raise ResultsError(
-            f"{out} holds another comparison ({'; '.join(changed)}): use the old settings, or another output folder"
+            f"{out} holds another comparison ({'; '.join(changed)}): use the old settings, or another output folder "
+            "(--out)"
         )
     missing = set(theirs["seeds"]) - set(seeds)
     if missing:
@@ -213,6 +214,14 @@ def check_folder(
             "or use another output folder"
         )
     return theirs
+
+
+def _in_all_arms(lines: list[str], arms: list[str]) -> list[str]:
+    """`lines` of `differing_fields`, with what is the same in every one of several arms said once."""
+    of = [{line.removeprefix(f"arms.{arm}.") for line in lines if line.startswith(f"arms.{arm}.")} for arm in arms]
+    common = sorted(set.intersection(*of)) if len(of) > 1 else []
+    said = {f"arms.{arm}.{line}" for arm in arms for line in common}
+    return [*(f"in every arm {line}" for line in common), *(line for line in lines if line not in said)]
 
 
 def _without_seeds(arms: Mapping[str, TrainConfig]) -> dict[str, Any]:

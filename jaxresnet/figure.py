@@ -6,7 +6,6 @@ or evaluation) say the same again in grey.
 """
 
 import io
-import math
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ DPI = 150
 GREY = "#555555"
 # A loss of ln 10 = 2.3 is guessing among ten classes. The loss axis always reaches a little above it, and beyond only
 # as far as the bulk of the curves does: a first epoch at 30 would press everything else into a line at the bottom.
-LOSS_SCALE = 1.25 * math.log(10)
+WILD = 6.0  # times the median loss: from here on the loss axis is logarithmic
 
 
 def draw_figure(results: Results, title: str, as_published: str) -> bytes:
@@ -80,9 +79,6 @@ def make_figure(results: Results, title: str, as_published: str) -> "Figure":
         _draw_scores(accuracy, results, arm, look, shift + 0.05 * one_epoch)
         if entry := results.published.get(arm):
             _draw_published(accuracy, entry, arm, look, beside=one_epoch)
-    if rows:
-        _limit_loss(loss, drawn, split)
-
     for axes, label in ((loss, "loss (nats)"), (accuracy, "accuracy (%)")):
         axes.set(xlabel="epoch (the first is 0)", ylabel=label)
         if one_epoch:
@@ -92,6 +88,8 @@ def make_figure(results: Results, title: str, as_published: str) -> "Figure":
         tidy(axes)
         if not rows:
             axes.text(0.5, 0.5, "no finished epoch yet", transform=axes.transAxes, ha="center")
+    if rows:
+        _scale_loss(loss, rows)
     figure.suptitle(textwrap.fill(title, 100))
     handles = _legend_handles(results, split)
     longest = max(len(str(handle.get_label())) for handle in handles)
@@ -151,57 +149,17 @@ def _values(runs: list[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs), np.array([[one[epoch] for epoch in epochs] for one in series])
 
 
-def _limit_loss(axes: "Axes", drawn: dict[str, list[Run]], split: str | None) -> None:
-    """Cut the loss axis where few wild epochs would flatten all others, and say what lies off the scale."""
-    keys = {"training": "train_loss", **({_NAMES[split]: f"{split}_loss"} if split else {})}
-    # {(arm, curve): (epochs, the highest over the seeds)}
-    highest: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-    for arm, runs in drawn.items():
-        for name, key in keys.items():
-            epochs, values = _values(runs, key)
-            if len(epochs):
-                highest[arm, name] = epochs, values.max(0)
-    every = np.concatenate([values for _, values in highest.values()])
-    scale = max(3 * float(np.median(every)), LOSS_SCALE)
-    if every.max() <= 1.5 * scale:
+def _scale_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    """A logarithmic axis where a few wild epochs would flatten all others on a linear one."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    losses = [row[key] for row in rows for key in ("train_loss", "val_loss", "test_loss") if row.get(key) is not None]
+    if min(losses) <= 0 or max(losses) <= WILD * float(np.median(losses)):
         return
-    axes.set_ylim(bottom=0, top=1.05 * max(float(every[every <= scale].max()), LOSS_SCALE))
-    looks = {arm: _look(index) for index, arm in enumerate(drawn)}
-    lines = []
-    for (arm, name), (epochs, values) in highest.items():
-        off = values > axes.get_ylim()[1]
-        if not off.any():
-            continue
-        # An arrow head at the upper edge, above each point that is missing.
-        axes.plot(
-            epochs[off],
-            np.ones(off.sum()),
-            transform=axes.get_xaxis_transform(),
-            linestyle="none",
-            marker="^",
-            markersize=8,
-            color=looks[arm]["color"],
-            markeredgecolor="black",
-            markeredgewidth=0.6,
-            clip_on=False,
-            zorder=6,
-            label=f"{arm}, {name}, off the scale",
-        )
-        worst = int(values.argmax())
-        others = f" and {off.sum() - 1} more" if off.sum() > 1 else ""
-        lines.append(f"{textwrap.shorten(arm, 34)}, {name}: {values[worst]:.3g} at epoch {epochs[worst]}{others}")
-    shown = lines if len(lines) <= 6 else [*lines[:5], f"and {len(lines) - 5} other curves"]
-    axes.text(
-        0.98,
-        0.96,
-        "\n".join(["off the scale (▲):", *shown]),
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8,
-        zorder=7,
-        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "#bbbbbb"},
-    )
+    axes.set(yscale="log", ylabel="loss (nats, logarithmic)")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_published(axes: "Axes", entry: dict[str, Any], arm: str, look: dict[str, Any], beside: bool) -> None:

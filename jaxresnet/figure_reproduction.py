@@ -59,9 +59,7 @@ def make_reproduction(reproduction: Reproduction) -> "Figure":
         Line2D([], [], linestyle="none", label="published last epoch", **last),
         _handle(PUBLISHED_LOOK, "ours as published, best epoch on the test set"),
         _handle(INTENDED_LOOK, "ours as intended, epoch chosen on validation"),
-        Patch(
-            facecolor=COLOURS[1], alpha=0.22, label="95 %: where one more run as published would fall"
-        ),
+        Patch(facecolor=COLOURS[1], alpha=0.22, label="95 %: where one more run as published would fall"),
     ]
     figure.suptitle("The published runs and ours")
     figure.legend(

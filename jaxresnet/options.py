@@ -1,5 +1,6 @@
 """The flags that all experiment scripts share: from the command line to `Options` and changed fields."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,11 @@ def parse(
         raise ConfigError("--only: give it once, with one or more names: --only schedulers batch_size")
     for name in options.only:
         if not any(e.select([name], options.all) for e in experiments):
-            known = ", ".join(name for e in experiments for name in e.select([], True))
-            raise ConfigError(f"--only {name}: must be one of {known}")
+            known = [known for e in experiments for known in e.select([], True)]
+            names = list(dict.fromkeys([*known, *(one.partition("-")[0] for one in known)]))
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"--only {name}: must be one of {', '.join(names)}{hint}")
     # Those that are named, be it with their default: the default is that of one arm, the flag is for all.
     flags = {arg.partition("=")[0].removeprefix("--").replace("_", "-") for arg in argv if arg.startswith("--")}
     given = {flag.removeprefix("no-").replace("-", "_") for flag in flags} & field_names(base)

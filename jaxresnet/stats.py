@@ -232,6 +232,8 @@ def _compared(name_a: str, name_b: str, d: Difference, unit: str, p_holm: float 
         f"{name_a} minus {name_b}, {100 * d.confidence:g} % interval {d.interval[0]:.{decimals}f} to "
         f"{d.interval[1]:.{decimals}f}{uncorrected}{holm_note})"
     )
+    if corrected and d.p_value < 1 - d.confidence:  # the interval leaves 0 out, and a reader wonders
+        sentence += f", though they would be as the only pair; among {num_comparisons} one such is likelier by chance"
     effect = max(WORTHWHILE, size)
     strictest = 1 - (1 - d.confidence) / num_comparisons  # what Holm asks of the smallest p value
     needed = seeds_needed(effect, d.sd, strictest)

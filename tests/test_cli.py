@@ -81,7 +81,7 @@ def run_main(monkeypatch, capsys, *args):
 def test_the_demo_from_first_line_to_last(run_script, monkeypatch, capsys):
     code, out, err = run_script(*DEMO, "--seeds", "0", "1")
     assert (code, err) == (0, "")
-    first, expect, *lines = out.splitlines()
+    first, note, expect, *lines = out.splitlines()
     for part in (
         "adam_lookahead | intended protocol",
         "float32",
@@ -91,6 +91,7 @@ def test_the_demo_from_first_line_to_last(run_script, monkeypatch, capsys):
         "seeds 0, 1",
     ):
         assert part in first
+    assert "accuracies mean little" in note
     assert re.fullmatch(r"expect about \d+ (s|min) of training, plus compiling", expect)
     runs = [(arm, seed, str(epoch)) for seed in "01" for arm in ("Adam + Lookahead", "Adam") for epoch in (1, 2, 3)]
     assert EPOCH_LINE.findall(out) == runs
@@ -390,8 +391,9 @@ def test_a_comparison_that_fails_keeps_no_other_from_running(run_demo):
     assert code == 2 and out.count("epoch 1/1") == 2 and Path("out/report.html").is_file()
     assert "error: out/one-demo: cannot be looked at again" in err
     assert err.splitlines()[-1] == "error: 1 of 2 comparisons failed, see above: one-demo"
-    code, _, err = run_demo([one], *flags)
+    code, out, err = run_demo([one], *flags, "--devices", "runs")
     assert (code, err) == (2, "error: cannot be looked at again\n")
+    assert "all 1 runs are finished: nothing is trained" in out and "--devices runs: there is one device" in out
 
 
 def test_several_experiments_do_not_go_into_the_folder_of_one(run_demo):

@@ -191,6 +191,8 @@ def test_other_settings_are_refused_by_name(finished, tiny_data):
         compare_tiny(tiny_data, folder, arms=changed)
     named = "arms.Adam + Lookahead.optim.learning_rate: 0.01 -> 0.5; arms.Adam + Lookahead.optim.sync_period: 5 -> 6"
     assert f"({named})" in str(caught.value)
+    with pytest.raises(ResultsError, match=r"\(in every arm batch_size: 64 -> 32\): use the old settings"):
+        compare_tiny(tiny_data, folder, arms={arm: replace(config, batch_size=32) for arm, config in ARMS.items()})
     with pytest.raises(ResultsError, match=r"arms\.Adam: "):
         compare_tiny(tiny_data, folder, arms={"Adam + Lookahead": RUN})
     with pytest.raises(ResultsError, match="name: 'tiny' -> 'other'"):

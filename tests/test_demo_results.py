@@ -99,10 +99,8 @@ def test_every_figure_has_two_curves_an_arm_and_a_legend_of_all_arms():
 
 def test_the_measured_models():
     at = folder("model_parameters")
-    measured = read_measurement(at)
-    assert measured["demo"] is True and list(measured["models"]) == list(
-        importlib.import_module("model_parameters").MODELS
-    )
+    measured, models = read_measurement(at), importlib.import_module("model_parameters").MODELS
+    assert measured["demo"] is True and list(measured["models"]) == list(models)
     timed = {name: one for name, one in measured["models"].items() if one["problem_here"] is None}
     assert len(timed) == 6
     for name, one in measured["models"].items():
@@ -117,7 +115,7 @@ def test_the_measured_models():
     cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in rows)}
     del cells["---"]
     assert list(cells) == list(measured["models"])
-    for name, model in importlib.import_module("model_parameters").MODELS.items():  # of the networks at full width
+    for name, model in models.items():  # of the networks at full width
         assert f"{count_parameters(model):,}" in cells[name], name
         assert (cells[name][-3] != "") == (name in timed), name
 
@@ -135,7 +133,7 @@ def test_the_evaluation_of_the_final_model():
     results, evaluation = read_results(at), json.loads((at / "evaluation.json").read_text())
     (runs,) = results.runs.values()
     assert list(evaluation["runs"]) == [str(seed) for seed in runs] == ["0", "1", "2"]
-    of_each_class = np.bincount(make_synthetic(1, DEMO_TEST).test.labels, minlength=10)
+    of_each_class = np.bincount(make_synthetic(10, DEMO_TEST).test.labels, minlength=10)
     assert of_each_class.sum() == evaluation["num_test"] == DEMO_TEST
     for seed, run in runs.items():
         found = evaluation["runs"][str(seed)]

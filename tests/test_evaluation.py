@@ -175,7 +175,7 @@ def test_the_evaluation_is_that_of_the_recorded_runs(folder, tiny_data):
 def test_the_page_has_every_class_and_is_labelled(folder, tiny_data):
     evaluate_runs(folder, tiny_data)
     page = (folder / "evaluation.md").read_text()
-    assert page.startswith("# Evaluation of comparison: intended protocol, synthetic data, not CIFAR-10\n")
+    assert page.startswith("# Evaluation of comparison: intended protocol, synthetic data, not CIFAR-10, 1 epoch\n")
     for name in tiny_data.class_names:
         assert page.count(f"\n| {name} | ") == 2, "in the table of classes and in the matrix"
     assert "Test images, summed over seeds 0, 1." in page and "\n| all | 100 | " in page

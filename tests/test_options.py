@@ -151,8 +151,9 @@ def test_the_defaults_are_those_of_the_first_arm_that_runs():
 @pytest.mark.parametrize("only", ["rates", "256", "mian"])
 def test_a_comparison_that_is_not_there_is_refused_with_those_that_are(only):
     experiments = (EXPERIMENT, MEASURED)
-    with pytest.raises(ConfigError, match=f"--only {only}: must be one of main, sizes, sizes-trained"):
+    with pytest.raises(ConfigError, match=f"--only {only}: must be one of main, sizes, sizes-trained") as caught:
         parse_main("--only", "main", only, experiments=experiments)
+    assert ("(did you mean main?)" in str(caught.value)) == (only == "mian")
 
 
 def test_train_is_another_word_for_all():
