@@ -56,7 +56,10 @@ def subset_table(comparison: str) -> str:
     protocols = {"published": "as published", "": "as intended"}
     found = {key: RESULTS / folder.format(key + "-" * bool(key)) for key in protocols}
     runs = {protocols[key]: read_results(path).runs for key, path in found.items() if path.is_dir()}
-    ours = [f"ours {name}, epochs 1 / 2 of 10,000 images" for name in runs]
+    ours = []
+    for name, arms in runs.items():
+        (num_train,) = {run.scores["num_train"] for arm in arms.values() for run in arm.values() if run.scores}
+        ours.append(f"ours {name}, epochs 1 / 2 of {num_train:,} images")
     header = ["", "published, epochs 1 / 2 of 50,000 images", *ours]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for arm in next(iter(runs.values())):
@@ -65,6 +68,26 @@ def subset_table(comparison: str) -> str:
             (run,) = arms[arm].values()
             cells.append(" / ".join(f"{row['test_accuracy']:.2f}" for row in run.rows))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def models_table() -> str:
+    """What `experiments/model_parameters.py` counted and measured."""
+    models = json.loads((RESULTS / "model_parameters" / "measurement.json").read_text())["models"]
+    lines = [
+        "| | blocks | width | shortcut | pool | parameters | multiply-adds | as published | here | step |",
+        "|---" * 10 + "|",
+    ]
+    for name, one in models.items():
+        model, seconds = one["model"], one["median_step_seconds"]
+        kernel, pool = model["shortcut_kernel"], model["pool_size"]
+        blocks = ",".join(map(str, model["stage_sizes"]))
+        as_published = "fails" if one["problem_as_published"] else "runs"
+        here = "refused" if one["problem_here"] else "runs"
+        lines.append(
+            f"| {name} | {blocks} | {model['width']} | {kernel}x{kernel} | {pool}x{pool} | {one['params']:,} "
+            f"| {one['macs']:,} | {as_published} | {here} | {f'{seconds:.2f} s' if seconds else ''} |"
+        )
     return "\n".join(lines)
 
 
@@ -88,5 +111,4 @@ if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
         print(f"\n{comparison}\n\n{subset_table(comparison)}")
-    print()
-    print(benchmark_table())
+    print(f"\n{models_table()}\n\n{benchmark_table()}")

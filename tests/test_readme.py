@@ -120,3 +120,7 @@ def test_every_number_of_the_tables_comes_from_results():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
     assert tables["results_table"]() in README
     assert tables["benchmark_table"]() in README
+    assert tables["models_table"]() in README
+    assert len(tables["FIRST_PUBLISHED"]) == 3
+    for comparison in tables["FIRST_PUBLISHED"]:
+        assert tables["subset_table"](comparison) in README, comparison
