@@ -48,6 +48,7 @@ def conv2d(
     the same numbers up to float32 rounding. On CPU compile the whole training step with `CPU_COMPILER_OPTIONS`:
     `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the memory.
     """
+    images, padding = _without_wide_padding(images, kernel.shape[:2], padding)
     if backend == "other":
         return _xla_conv(images, kernel, strides, padding)
     # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
@@ -78,6 +79,18 @@ def conv_cpu(
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
     return conv2d(images, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), backend="cpu")
+
+
+def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:
+    """Add the zeros by hand that go beyond the kernel's size less one.
+
+    The gradient for the images of such a convolution is one with negative padding, for which XLA:CPU reads memory
+    outside the array (seen in jaxlib 0.10.2: numbers that change from run to run, and NaN)."""
+    wide = [(max(0, a - k + 1), max(0, b - k + 1)) for k, (a, b) in zip(kernel_size, padding, strict=True)]
+    if not any(map(any, wide)):
+        return images, padding
+    (top, bottom), (left, right) = ((a - u, b - v) for (a, b), (u, v) in zip(padding, wide, strict=True))
+    return jnp.pad(images, ((0, 0), *wide, (0, 0))), ((top, bottom), (left, right))
 
 
 def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:

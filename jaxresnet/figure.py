@@ -90,7 +90,7 @@ def make_figure(results: Results, title: str, as_published: str) -> "Figure":
             axes.text(0.5, 0.5, "no finished epoch yet", transform=axes.transAxes, ha="center")
     if rows:
         _scale_loss(loss, rows)
-    figure.suptitle(textwrap.fill(title, 100))
+    figure.suptitle(textwrap.fill(title, 112))
     handles = _legend_handles(results, split)
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(3, max(1, 143 // (longest + 9)))  # the figure is 143 characters wide; 9 for sample and gap

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
@@ -62,8 +62,29 @@ def test_same_numbers_as_xla(kernel, stride, size):
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
 )
+@example(batch=1, size=(3, 3), channels=(1, 2), kernel=(2, 2), strides=(1, 1), padding=((1, 1), (2, 0)))
 def test_same_numbers_as_xla_for_any_shape(batch, size, channels, kernel, strides, padding):
     assert_same_as_xla(*random_case((batch, *size, channels[0]), (*kernel, *channels)), strides, padding)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "other"])
+def test_padding_wider_than_the_kernel_against_numpy(backend):
+    """Where XLA:CPU's own gradient for the images reads outside the array."""
+    images, kernel = random_case((2, 3, 4, 2), (2, 1, 2, 3))
+    padding = ((1, 3), (2, 0))
+    output, dimages, dkernel = value_and_gradients(backend, images, kernel, (1, 1), padding)
+    padded = np.pad(np.asarray(images, np.float64), ((0, 0), *padding, (0, 0)))
+    weights = np.cos(np.arange(output.size)).reshape(output.shape)
+    (height, width), k = output.shape[1:3], np.asarray(kernel, np.float64)
+    dpadded, dk, expected = np.zeros_like(padded), np.zeros_like(k), 0.0
+    for i in range(2):
+        window = padded[:, i : i + height, :width]
+        expected = expected + window @ k[i, 0]
+        dk[i, 0] = np.einsum("nhwc,nhwo->co", window, weights)
+        dpadded[:, i : i + height, :width] += weights @ k[i, 0].T
+    assert_close(output, expected)
+    assert_close(dimages, dpadded[:, 1:4, 2:])
+    assert_close(dkernel, dk)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 6])
