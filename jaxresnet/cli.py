@@ -15,6 +15,7 @@ from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, ResultsError, UserError
 from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
+from jaxresnet.measurement import measurement_path
 from jaxresnet.options import Options, parse
 from jaxresnet.progress import PlannedRun, Progress, duration
 from jaxresnet.published import SOURCE, published_run
@@ -94,7 +95,7 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
     for experiment, name, _, folder in _asked(experiments, options):
         if name not in experiment.measurements:
             continue
-        if (folder / "measurement.json").is_file():
+        if measurement_path(folder).is_file():
             print(f"{folder} is there already: remove it to measure again")
             continue
         try:

@@ -17,6 +17,7 @@ from jaxresnet.environment import environment
 from jaxresnet.errors import ConfigError, ResultsError
 from jaxresnet.report import Report, render
 from jaxresnet.results import (
+    checkpoint_path,
     config_path,
     read_results,
     rows_path,
@@ -79,7 +80,6 @@ def compare(
     devices = tuple(jax.local_devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
     check_comparison(arms, seeds, data, teams[0])
-    names = slugs(arms)
     out = Path(out)
     _claim(out, arms, seeds, data, name, protocol, published)
 
@@ -99,7 +99,7 @@ def compare(
         result: Result = fit(
             config,
             data,
-            out / "checkpoints" / f"{names[arm]}-seed{seed}",
+            checkpoint_path(out, arm, seed),
             devices=team,
             on_epoch=on_epoch,
             on_progress=hooks.on_progress and partial(hooks.on_progress, arm, seed),

@@ -21,7 +21,7 @@ from jaxresnet.figure_evaluation import draw_confusion, draw_mistakes
 from jaxresnet.findings import SELECTED_ON, title
 from jaxresnet.json_files import read_json
 from jaxresnet.predict import predict
-from jaxresnet.results import Results, Run, read_results, slug, write_bytes, write_json, write_text
+from jaxresnet.results import Results, Run, checkpoint_path, read_results, slug, write_bytes, write_json, write_text
 from jaxresnet.tables import aligned, as_bullets, as_markdown
 
 NUM_MISTAKES = 24
@@ -43,7 +43,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
     if len(results.runs) > 1:
         raise ResultsError(f"{folder}: holds the arms {', '.join(results.runs)}; only one arm can be evaluated")
     (arm,) = results.runs
-    kept = {run.seed: _checkpoint(results, run) for run in results.finished(arm)}
+    kept = {run.seed: checkpoint_path(results.folder, run.arm, run.seed) for run in results.finished(arm)}
     gone = [seed for seed, path in kept.items() if not path.is_dir()]
     runs = [run for run in results.finished(arm) if run.seed not in gone]
     if not runs:
@@ -100,10 +100,6 @@ def _heading(evaluation: dict[str, Any]) -> str:
     return f"{evaluation['title']}, {evaluation['selection']}"
 
 
-def _checkpoint(results: Results, run: Run) -> Path:
-    return results.folder / "checkpoints" / f"{slug(run.arm)}-seed{run.seed}"
-
-
 def _gone(results: Results, arm: str, seeds: list[int]) -> str:
     listed = ", ".join(map(str, seeds))
     where = results.folder / "checkpoints" / f"{slug(arm)}-seed*"
@@ -115,8 +111,9 @@ def _check_accuracy(results: Results, run: Run, confusion: np.ndarray) -> None:
     assert run.scores is not None
     n, correct, recorded = int(confusion.sum()), int(np.trace(confusion)), run.scores["test_accuracy"]
     if abs(correct - recorded / 100 * n) > math.ceil(ROUNDING * n) + 1e-6:
+        path = checkpoint_path(results.folder, run.arm, run.seed)
         raise ResultsError(
-            f"{_checkpoint(results, run)}: recognises {correct:,} of {n:,} test images ({100 * correct / n:.2f} %), "
+            f"{path}: recognises {correct:,} of {n:,} test images ({100 * correct / n:.2f} %), "
             f"but the run recorded {recorded:.2f} %: the checkpoint or the data set is of another run. Restore it "
             "from a copy, or delete the files of this run and run the comparison again"
         )

@@ -126,6 +126,10 @@ def scores_path(folder: str | Path, arm: str, seed: int) -> Path:
     return Path(folder) / "runs" / f"{slug(arm)}-seed{seed}.json"
 
 
+def checkpoint_path(folder: str | Path, arm: str, seed: int) -> Path:
+    return Path(folder) / "checkpoints" / f"{slug(arm)}-seed{seed}"
+
+
 # -------------------------------------------------------------------------------------------------------- writing
 
 
