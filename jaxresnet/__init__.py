@@ -14,19 +14,21 @@ from jaxresnet.cli import run_experiment
 from jaxresnet.compare import Comparison, Hooks, compare
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
-from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError
+from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError, WeightsError
 from jaxresnet.evaluate_runs import evaluate_runs
 from jaxresnet.experiment import Experiment
 from jaxresnet.model import Model, ResNet, build_model, count_params
 from jaxresnet.model_table import measure_models, problem_here, published_models, widest_under_budget
 from jaxresnet.optim import lookahead, make_optimizer, make_schedule
-from jaxresnet.predict import predict
+from jaxresnet.predict import load_variables, predict
 from jaxresnet.published import SOURCE, Published, intended, published
 from jaxresnet.report import Report, TreeReport, render, render_tree
 from jaxresnet.state import TrainState, create_train_state, eval_variables
 from jaxresnet.summary import count_macs, summary
 from jaxresnet.synthetic import make_synthetic
+from jaxresnet.torch_weights import from_torch, to_torch
 from jaxresnet.train import Interrupted, Result, fit
+from jaxresnet.weight_files import convert
 
 __version__ = "0.1.0"
 
@@ -55,9 +57,11 @@ __all__ = [
     "TrainState",
     "TreeReport",
     "UserError",
+    "WeightsError",
     "augment_batch",
     "build_model",
     "compare",
+    "convert",
     "count_macs",
     "count_params",
     "create_train_state",
@@ -66,8 +70,10 @@ __all__ = [
     "evaluate_runs",
     "fit",
     "from_dict",
+    "from_torch",
     "intended",
     "load_cifar10",
+    "load_variables",
     "lookahead",
     "make_optimizer",
     "make_schedule",
@@ -82,5 +88,6 @@ __all__ = [
     "run_experiment",
     "summary",
     "to_dict",
+    "to_torch",
     "widest_under_budget",
 ]

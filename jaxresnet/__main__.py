@@ -1,6 +1,7 @@
-"""`python -m jaxresnet summary` and `python -m jaxresnet report FOLDER`."""
+"""`python -m jaxresnet` with `summary`, `report FOLDER` or `convert SOURCE TARGET`."""
 
 from pathlib import Path
+from typing import Literal
 
 from jaxresnet.cli import fail
 from jaxresnet.config import ModelConfig
@@ -41,6 +42,31 @@ def main() -> None:
         print(f"{tree.table}\n\npage    {tree.html}")
         for name, reason in tree.skipped.items():
             print(f"skipped {name}: {reason}")
+
+    @subcommands.command(name="convert")
+    def _(
+        source: tyro.conf.Positional[Path],
+        target: tyro.conf.Positional[Path],
+        weights: Literal["fast", "slow"] | None = None,
+        wrap: bool = False,
+    ) -> None:
+        """Convert weights between PyTorch's .pth, .safetensors and checkpoint folders, each to any other.
+
+        Args:
+            source: a .pth, .pt or .safetensors file, or a run's checkpoint folder, of which the chosen epoch is taken
+            target: a new file of these kinds, or else a new checkpoint folder
+            weights: Lookahead's, from a checkpoint folder; without this flag those that the run was scored on
+            wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
+        """
+        from jaxresnet.weight_files import convert
+
+        config, num_params, num_tensors, kind = convert(source, target, weights, wrap)
+        sizes = ",".join(map(str, config.stage_sizes))
+        print(f"{source} -> {target}" + (f" ({kind} weights)" if kind else ""))
+        print(
+            f"blocks {sizes}, width {config.width}, shortcuts {config.shortcut_kernel}x{config.shortcut_kernel}, "
+            f"{config.num_classes} classes: {num_params:,} parameters, {num_tensors} tensors"
+        )
 
     try:
         subcommands.cli(prog="python -m jaxresnet", description=__doc__)

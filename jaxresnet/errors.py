@@ -19,3 +19,7 @@ class ResultsError(UserError):
 
 class NonFiniteError(UserError):
     """The loss became infinite or NaN: the message names the epoch and the step."""
+
+
+class WeightsError(UserError):
+    """Weights that do not fit the network, or a file of them that cannot be read."""

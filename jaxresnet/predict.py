@@ -1,6 +1,7 @@
-"""Class probabilities from a checkpoint."""
+"""The weights of a checkpoint, and class probabilities from them."""
 
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,50 @@ import numpy as np
 from jaxresnet.augment import normalise
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import TrainConfig, from_dict
-from jaxresnet.errors import DataError, ResultsError
+from jaxresnet.errors import ConfigError, DataError, ResultsError
 from jaxresnet.metrics import zero_totals
 from jaxresnet.model import build_model
 from jaxresnet.optim import make_optimizer
 from jaxresnet.state import create_train_state, eval_variables
+
+
+class Loaded(NamedTuple):
+    """What `load_variables` gives.
+
+    config: the run. variables: {"params", "batch_stats"} of the chosen epoch, for `Model.apply`. step: optimiser steps
+    taken by then. weights: which of Lookahead's they are; without it both are the same. record: the JSON part of the
+    newest checkpoint; its "history" has a row for each finished epoch, as `fit` returns.
+    """
+
+    config: TrainConfig
+    variables: dict
+    step: int
+    weights: Literal["fast", "slow"]
+    record: dict[str, Any]
+
+
+def load_variables(checkpoint_dir: str | Path, weights: Literal["fast", "slow"] | None = None) -> Loaded:
+    """The weights and batch statistics of a run's chosen epoch.
+
+    checkpoint_dir: a run's checkpoint folder (out/<name>/checkpoints/<arm>-seed<k>, or `fit`'s workdir).
+    weights: Lookahead's fast or slow ones; None takes those that the run was scored on.
+    Raises ResultsError where there is no checkpoint, ConfigError for other `weights`.
+    """
+    if weights not in (None, "fast", "slow"):
+        raise ConfigError(f"weights={weights!r}: must be one of 'fast', 'slow'")
+    if not Path(checkpoint_dir).is_dir():
+        raise ResultsError(f"{checkpoint_dir}: no such folder; give a run's checkpoint folder")
+    with Checkpoints(checkpoint_dir, read_only=True) as checkpoints:
+        last = checkpoints.last_step()
+        if last is None:
+            raise ResultsError(f"{checkpoint_dir}: holds no checkpoint; give a run's checkpoint folder")
+        record = checkpoints.record(last)
+        config: TrainConfig = from_dict(TrainConfig, record["config"], f"{checkpoint_dir}: config")
+        step = record["best_step"] or last
+        state = create_train_state(build_model(config.model), make_optimizer(config.optim, 1, 1), 0)
+        state = checkpoints.restore(step, state, zero_totals()).state
+    weights = weights or config.eval_weights
+    return Loaded(config, eval_variables(state, weights), step, weights, record)
 
 
 def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
@@ -27,19 +67,8 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
         raise DataError(f"images: expected uint8 of shape (N, 32, 32, 3), found {images.dtype} of {images.shape}")
-    if not Path(checkpoint_dir).is_dir():
-        raise ResultsError(f"{checkpoint_dir}: no such folder; give a run's checkpoint folder")
-    with Checkpoints(checkpoint_dir, read_only=True) as checkpoints:
-        last = checkpoints.last_step()
-        if last is None:
-            raise ResultsError(f"{checkpoint_dir}: holds no checkpoint; give a run's checkpoint folder")
-        record = checkpoints.record(last)
-        config: TrainConfig = from_dict(TrainConfig, record["config"], f"{checkpoint_dir}: config")
-        step = record["best_step"] or last
-        model = build_model(config.model)
-        state = create_train_state(model, make_optimizer(config.optim, 1, 1), 0)
-        state = checkpoints.restore(step, state, zero_totals()).state
-    variables = eval_variables(state, config.eval_weights)
+    config, variables, *_ = load_variables(checkpoint_dir)
+    model = build_model(config.model)
 
     @jax.jit
     def probabilities(batch: jax.Array) -> jax.Array:

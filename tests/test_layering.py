@@ -22,10 +22,10 @@ LAYERS = [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
         *("cifar10_cache", "cifar10_files"),
     ],
-    ["state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive"],
+    ["state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "torch_weights"],
     ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
     ["parallel", "predict", "figure_reproduction", "cifar10_source"],
-    ["train", "cifar10", "evaluate_runs", "model_table"],
+    ["train", "cifar10", "evaluate_runs", "model_table", "weight_files"],
     ["report", "progress"],
     ["compare"],
     ["cli"],
@@ -43,12 +43,13 @@ ONLY_IN = {
     "matplotlib": {"figure", "figure_reproduction", "figure_evaluation", "figure_models"},
     "tyro": {"options", "__main__"},
     "tensorflow": set(),
-    "torch": set(),
+    "safetensors": {"weight_files"},
+    "torch": {"torch_weights"},
 }
 # Slow to import, or needed by few: only inside the functions that use them.
 NEVER_AT_IMPORT = {
     *("tensorflow_datasets", "tensorflow", "array_record", "matplotlib", "orbax", "tyro", "rich", "PIL", "scipy"),
-    "markdown_it",
+    *("markdown_it", "safetensors", "torch"),
 }
 
 

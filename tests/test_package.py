@@ -37,7 +37,11 @@ def after_import() -> dict:
 
 
 @pytest.mark.parametrize(
-    "module", ["tensorflow_datasets", "tensorflow", "array_record", "matplotlib", "orbax", "tyro", "PIL", "scipy.stats"]
+    "module",
+    [
+        *("tensorflow_datasets", "tensorflow", "array_record", "matplotlib", "orbax", "tyro", "PIL", "scipy.stats"),
+        *("safetensors", "torch"),
+    ],
 )
 def test_import_loads_nothing_that_only_some_need(after_import, module):
     assert module not in after_import["modules"]
@@ -73,7 +77,8 @@ def test_all_names_exist_once_and_are_all_there_is():
         *("ModelConfig", "AugmentConfig", "OptimConfig", "TrainConfig", "published", "intended"),
         *("build_model", "Model", "ResNet", "count_params", "load_cifar10", "Dataset", "Split"),
         *("epoch_plan", "EpochPlan", "make_schedule", "make_optimizer", "lookahead"),
-        *("fit", "Result", "compare", "Comparison", "predict"),
+        *("fit", "Result", "compare", "Comparison", "predict", "load_variables"),
+        *("from_torch", "to_torch", "convert", "WeightsError"),
     ],
 )
 def test_the_public_surface(name):
