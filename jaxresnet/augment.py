@@ -57,10 +57,11 @@ def epoch_plan(key: Array, epoch: int | Array, num_examples: int, augment: Augme
 
 
 def normalise(images: Array) -> Array:
-    """uint8 (B, H, W, 3) in 0..255 -> float32 of the same shape, about mean 0 and deviation 1 per channel."""
-    scale = 1 / (255 * jnp.asarray(STD, jnp.float32))
-    shift = jnp.asarray(MEAN, jnp.float32) / jnp.asarray(STD, jnp.float32)
-    return images.astype(jnp.float32) * scale - shift
+    """uint8 (B, H, W, 3) in 0..255 -> float32 of the same shape, about mean 0 and deviation 1 per channel.
+
+    (float64 where JAX_ENABLE_X64 makes that JAX's floating-point numbers.)"""
+    mean, std = jnp.asarray(MEAN), jnp.asarray(STD)
+    return images * (1 / (255 * std)) - mean / std
 
 
 def crop_and_flip(images: Array, plan: EpochPlan, augment: AugmentConfig) -> Array:
@@ -71,9 +72,9 @@ def crop_and_flip(images: Array, plan: EpochPlan, augment: AugmentConfig) -> Arr
         mode = "constant" if augment.pad_mode == "zero" else "reflect"
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
         corners = (plan.crop_y, plan.crop_x)
-        images = jax.vmap(lambda image, y, x: jax.lax.dynamic_slice(image, (y, x, 0), (height, width, channels)))(
-            padded, *corners
-        )
+        images = jax.vmap(
+            lambda image, y, x: jax.lax.dynamic_slice(image, (y, x, jnp.int32(0)), (height, width, channels))
+        )(padded, *corners)
     return jnp.where(plan.flip[:, None, None, None], images[:, :, ::-1], images)
 
 

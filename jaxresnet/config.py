@@ -61,6 +61,10 @@ class ModelConfig:
     pool_size: int = 4  # side of the average pool over the last feature map, pixels; must cover that map
     num_classes: int = 10
     precision: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
+    # Weights at the start. pytorch: its default, uniform within sqrt(1 / fan_in), the linear layer's bias too.
+    # he: N(0, 2 / fan_in) (He et al. 2015, arXiv 1502.01852); lecun: N(0, 1 / fan_in) (LeCun et al. 1998, "Efficient
+    # BackProp"); in both the bias is 0.
+    initializer: Literal["pytorch", "he", "lecun"] = "pytorch"
 
     def __post_init__(self) -> None:
         if isinstance(self.stage_sizes, list):
@@ -117,6 +121,7 @@ class OptimConfig:
     schedule_unit: Literal["step", "epoch"] = "step"  # what the schedule counts: optimiser steps, or finished epochs
     schedule_length: int | None = None  # in units of schedule_unit; None = the run's own length
     warmup_fraction: float = 0.3  # part of the length that rises (warmup, warmup_cosine, triangular, onecycle)
+    cycle_momentum: bool = False  # onecycle: instead of b1 or momentum, 0.95 -> 0.85 -> 0.95 against the rate
     lookahead: bool = True  # wrap the optimiser in Lookahead (Zhang et al. 2019)
     sync_period: int = 5  # Lookahead's k: fast steps between synchronisations
     slow_step_size: float = 0.5  # Lookahead's alpha, 0 to 1
@@ -130,6 +135,9 @@ class OptimConfig:
         _check_floats(self, b1=(0, _BELOW_ONE), b2=(0, _BELOW_ONE), momentum=(0, _BELOW_ONE), slow_step_size=(0, 1))
         if self.schedule_length is not None:
             _check_ints(self, schedule_length=1)
+        if self.schedule != "onecycle":
+            reason = f"False where schedule={self.schedule!r} (only 'onecycle' cycles the momentum)"
+            _require(not self.cycle_momentum, "cycle_momentum", self.cycle_momentum, reason)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from jax import Array
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Per-example cross-entropy in nats. logits (B, C) any float, labels (B,) int -> (B,) float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    """Per-example cross-entropy in nats. logits (B, C) any float, labels (B,) int -> (B,), in float32 at least."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 class Sums(NamedTuple):

@@ -5,6 +5,7 @@ The only file that knows Flax. `ResNet` is an ordinary `nnx.Module` to call eage
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -30,11 +31,40 @@ def pytorch_uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
+def scaled_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, gain: float) -> Array:
+    """N(0, gain / fan_in), not truncated. fan_in: inputs to one output, of a kernel of `shape`, (..., in, out)."""
+    deviation = math.sqrt(gain / math.prod(shape[:-1]))
+    return deviation * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)  # flat, as above
+
+
+class Initializer(NamedTuple):
+    """How weights start. kernel: draws the kernel of a convolution or of the linear layer. bias: the linear layer's,
+    given its fan_in. Both are called as (key, shape, dtype)."""
+
+    kernel: Callable[..., Array]
+    bias: Callable[[int], Callable[..., Array]]
+
+
+INITIALIZERS = {
+    "pytorch": Initializer(pytorch_uniform, lambda fan_in: partial(pytorch_uniform, fan_in=fan_in)),
+    # He et al. 2015, https://arxiv.org/abs/1502.01852, eq. 10, in every layer. Its factor of 2 makes up for the ReLU in
+    # front of a layer: the linear one has that too, and the first has none but takes it all the same, as in the paper.
+    # PyTorch's kaiming_normal_ is the same; Flax's he_normal has the same variance, but is truncated.
+    "he": Initializer(partial(scaled_normal, gain=2.0), lambda fan_in: jax.nn.initializers.zeros),
+    # LeCun et al. 1998, "Efficient BackProp", section 4.6.
+    "lecun": Initializer(partial(scaled_normal, gain=1.0), lambda fan_in: jax.nn.initializers.zeros),
+}
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) as PyTorch computes it.
 
     Differs from `nnx.BatchNorm` in two ways: the running variance is the unbiased one, and train or inference is an
-    argument. Statistics are taken in float32 whatever the input's dtype, over the batch of all devices when
+    argument. Statistics are taken in float32 where the input has less, over the batch of all devices when
     `axis_name` names the mapped axis.
     """
 
@@ -56,7 +86,7 @@ class BatchNorm(nnx.Module):
         return (x * scale + shift).astype(x.dtype)
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        x = x.astype(jnp.float32)
+        x = _at_least_float32(x)
         mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
         count = x.size // x.shape[-1]
         if self.axis_name is not None:
@@ -71,12 +101,14 @@ class BatchNorm(nnx.Module):
 
 class Context(NamedTuple):
     """What every layer of a network needs to know. axis_name: the mapped axis to synchronise batch statistics over,
-    None for one device. platform: where it will run; on "cpu" convolutions take the faster weight gradient."""
+    None for one device. platform: where it will run; on "cpu" convolutions take the faster weight gradient.
+    initializer: a key of `INITIALIZERS`."""
 
     rngs: nnx.Rngs
     dtype: Any
     axis_name: str | None
     platform: str | None
+    initializer: str = "pytorch"
 
 
 def conv(in_features: int, features: int, kernel: int, stride: int, context: Context) -> nnx.Conv:
@@ -95,7 +127,7 @@ def conv(in_features: int, features: int, kernel: int, stride: int, context: Con
         padding=padding,
         use_bias=False,
         dtype=context.dtype,
-        kernel_init=pytorch_uniform,
+        kernel_init=INITIALIZERS[context.initializer].kernel,
         conv_general_dilated=conv_cpu if context.platform == "cpu" else jax.lax.conv_general_dilated,
         rngs=context.rngs,
     )
@@ -132,7 +164,7 @@ class ResNet(nnx.Module):
     def __init__(
         self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None, platform: str | None = None
     ):
-        context = Context(rngs, jnp.dtype(config.precision), axis_name, platform)
+        context = Context(rngs, jnp.dtype(config.precision), axis_name, platform, config.initializer)
         self.config = config
         self.conv1 = conv(3, config.width, 3, 1, context)
         self.bn1 = BatchNorm(config.width, axis_name)
@@ -146,9 +178,9 @@ class ResNet(nnx.Module):
                 blocks.append(BasicBlock(in_features, features, stride, config.shortcut_kernel, context))
                 in_features = features
             self.stages.append(blocks)
-        bias_init = partial(pytorch_uniform, fan_in=in_features)
+        kernel_init, bias_init = INITIALIZERS[config.initializer]
         self.linear = nnx.Linear(
-            in_features, config.num_classes, kernel_init=pytorch_uniform, bias_init=bias_init, rngs=rngs
+            in_features, config.num_classes, kernel_init=kernel_init, bias_init=bias_init(in_features), rngs=rngs
         )
 
     def __call__(self, images: Array, train: bool) -> Array:
@@ -162,7 +194,7 @@ class ResNet(nnx.Module):
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)
-        x = x.astype(jnp.float32).mean((1, 2))  # the pool covers the whole map, see check_pool
+        x = _at_least_float32(x).mean((1, 2))  # the pool covers the whole map, see check_pool
         return self.linear(x)
 
 

@@ -15,12 +15,15 @@ from jaxresnet.config import OptimConfig
 
 # Defaults of PyTorch's OneCycleLR: starts at peak / 25, ends at peak / 25 / 10,000.
 ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
+# And of the momentum that it cycles against the rate: at the start and the end, and at the rate's peak.
+ONECYCLE_MAX_MOMENTUM, ONECYCLE_BASE_MOMENTUM = 0.95, 0.85
 
 
 class Hypers(NamedTuple):
     """The numbers of an optimiser that change no shape, as Python floats or float32 scalars.
 
-    learning_rate: the peak; for the steps of `steps.make_steps`, (steps_per_epoch,), the rates of an epoch.
+    learning_rate: the peak. For the steps of `steps.make_steps` the numbers of `PER_STEP` are (steps_per_epoch,)
+    float32, those of each step of an epoch.
     """
 
     learning_rate: float | Array
@@ -32,15 +35,30 @@ class Hypers(NamedTuple):
     slow_step_size: float | Array
 
 
+PER_STEP = ("learning_rate", "b1", "momentum")  # the numbers that a schedule may move from step to step
+
+
 def hypers_of(config: OptimConfig) -> Hypers:
     return Hypers(*(getattr(config, name) for name in Hypers._fields))
 
 
+def per_step(hypers: Hypers, num_steps: int) -> Hypers:
+    """The numbers of `PER_STEP` as (num_steps,): a scalar is every step's, one a step stays."""
+    return hypers._replace(**{name: jnp.broadcast_to(getattr(hypers, name), (num_steps,)) for name in PER_STEP})
+
+
+def at_step(hypers: Hypers, index: Array) -> Hypers:
+    """The numbers, all scalars, of one step of an epoch, from those of `per_step`."""
+    return hypers._replace(**{name: getattr(hypers, name)[index] for name in PER_STEP})
+
+
 def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int) -> Hypers:
-    """The numbers for the steps of one epoch: learning_rate is (steps_per_epoch,) float32, a rate a step."""
+    """The numbers for the steps of one epoch: those of `PER_STEP` are (steps_per_epoch,) float32, one a step."""
     counts = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
     rates = make_schedule(config, steps_per_epoch, num_epochs)(counts)
-    return hypers_of(config)._replace(learning_rate=rates)
+    momenta = make_momentum_schedule(config, steps_per_epoch, num_epochs)(counts)
+    hypers = hypers_of(config)._replace(**{"learning_rate": rates, _momentum_name(config): momenta})
+    return per_step(hypers, steps_per_epoch)
 
 
 def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
@@ -55,15 +73,56 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) ->
 
 def _relative_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
     """`make_schedule` with a peak of 1, so that the learning rate can be traced."""
+    length, position = _timeline(config, steps_per_epoch, num_epochs)
+    curve = _curve(config.schedule, length, config.warmup_fraction)
+    return lambda count: curve(position(count))
+
+
+def make_momentum_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+    """Adam's b1, or SGD's momentum, as a function of the number of finished optimiser steps (0 for the first step).
+
+    The config's own number, always, unless `cycle_momentum` is set: then it falls from 0.95 to 0.85 while the learning
+    rate rises and goes back while that falls, as PyTorch's OneCycleLR does with its defaults. Units and length are
+    those of `make_schedule`. Returns float32, of count's shape.
+    """
+    if not config.cycle_momentum:
+        constant = getattr(config, _momentum_name(config))
+        return lambda count: jnp.full(jnp.shape(count), constant, jnp.float32)
+    length, position = _timeline(config, steps_per_epoch, num_epochs)
+    high, low = ONECYCLE_MAX_MOMENTUM, ONECYCLE_BASE_MOMENTUM
+    curve = _one_cycle(high, low, high, length, config.warmup_fraction)
+    return lambda count: curve(position(count))
+
+
+def _momentum_name(config: OptimConfig) -> Literal["b1", "momentum"]:
+    return "momentum" if config.optimizer == "sgd" else "b1"
+
+
+def _timeline(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> tuple[int, Callable[[Any], Array]]:
+    """(the schedule's length in its own unit, a function from the number of finished steps to the position in it)."""
     per_epoch = config.schedule_unit == "epoch"
     length = config.schedule_length or (num_epochs if per_epoch else num_epochs * steps_per_epoch)
-    curve = _curve(config.schedule, length, config.warmup_fraction)
 
-    def schedule(count: Any) -> Array:
-        position = count // steps_per_epoch if per_epoch else count
-        return curve(jnp.minimum(jnp.asarray(position, jnp.float32), length))
+    def position(count: Any) -> Array:
+        finished = count // steps_per_epoch if per_epoch else count
+        return jnp.minimum(jnp.asarray(finished, jnp.float32), length)
 
-    return schedule
+    return length, position
+
+
+def _cosine(start: float, end: float, fraction: Array) -> Array:
+    return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
+
+
+def _one_cycle(start: float, peak: float, end: float, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
+    """OneCycle (Smith and Topin 2017) over t in 0..length, with PyTorch's cosine phases: the first reaches `peak` at
+    warmup_fraction * length - 1, the second reaches `end` at length - 1."""
+    top, last = warmup_fraction * length - 1, length - 1
+    return lambda t: jnp.where(
+        t <= top,
+        _cosine(start, peak, t / max(top, 1e-9)),
+        _cosine(peak, end, (t - top) / max(last - top, 1e-9)),
+    )
 
 
 def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
@@ -71,28 +130,20 @@ def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], 
     warmup = warmup_fraction * length
     rest = max(length - warmup, 1e-9)
 
-    def cosine(start: float, end: float, fraction: Array) -> Array:
-        return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
-
     def rise(t: Array) -> Array:
         return jnp.clip(t / warmup, 0, 1) if warmup else jnp.ones_like(t)
 
     if name == "constant":
         return jnp.ones_like
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
-        return lambda t: cosine(1.0, 0.0, t / length)
+        return lambda t: _cosine(1.0, 0.0, t / length)
     if name == "warmup":
         return rise
     if name == "warmup_cosine":
-        return lambda t: jnp.where(t < warmup, rise(t), cosine(1.0, 0.0, (t - warmup) / rest))
+        return lambda t: jnp.where(t < warmup, rise(t), _cosine(1.0, 0.0, (t - warmup) / rest))
     if name == "triangular":
         return lambda t: jnp.where(t < warmup, rise(t), jnp.clip((length - t) / rest, 0, 1))
-    # OneCycle (Smith and Topin 2017) with PyTorch's cosine phases, which end at steps warmup - 1 and length - 1.
-    start, end = 1 / ONECYCLE_DIV, 1 / ONECYCLE_DIV / ONECYCLE_FINAL_DIV
-    top, last = warmup - 1, length - 1
-    return lambda t: jnp.where(
-        t <= top, cosine(start, 1.0, t / max(top, 1e-9)), cosine(1.0, end, (t - top) / max(last - top, 1e-9))
-    )
+    return _one_cycle(1 / ONECYCLE_DIV, 1.0, 1 / ONECYCLE_DIV / ONECYCLE_FINAL_DIV, length, warmup_fraction)
 
 
 def make_optimizer(
@@ -100,20 +151,30 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The whole optimiser: weight decay, the direction, the schedule, and Lookahead around them.
 
-    hypers: replaces the config's numbers, usually by traced scalars. `update` needs `params`.
+    hypers: replaces the config's numbers, usually by traced scalars; where `config.cycle_momentum` is set, the cycle
+    replaces its b1 or momentum. The state has the same structure with and without the cycle. `update` needs `params`.
     """
     h = hypers if hypers is not None else hypers_of(config)
     relative = _relative_schedule(config, steps_per_epoch, num_epochs)
-    parts = []
     # Adding a decay that may be zero costs nothing next to the step, and one program serves all values.
     decay = optax.add_decayed_weights(h.weight_decay)
-    if config.optimizer == "sgd":
-        parts = [decay, optax.trace(h.momentum, nesterov=config.nesterov)]
-    elif config.optimizer == "adam":
-        parts = [decay, optax.scale_by_adam(h.b1, h.b2, h.eps)]
-    else:
-        parts = [optax.scale_by_adam(h.b1, h.b2, h.eps), decay]
-    inner = optax.chain(*parts, optax.scale_by_schedule(lambda count: -h.learning_rate * relative(count)))
+    rate = optax.scale_by_schedule(lambda count: -h.learning_rate * relative(count))
+
+    def with_momentum(momentum: float | Array) -> optax.GradientTransformation:
+        if config.optimizer == "sgd":
+            return optax.chain(decay, optax.trace(momentum, nesterov=config.nesterov), rate)
+        adam = optax.scale_by_adam(momentum, h.b2, h.eps)
+        return optax.chain(decay, adam, rate) if config.optimizer == "adam" else optax.chain(adam, decay, rate)
+
+    inner = with_momentum(getattr(h, _momentum_name(config)))
+    if config.cycle_momentum:
+        momentum_at = make_momentum_schedule(config, steps_per_epoch, num_epochs)
+
+        def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            finished = state[-1].count  # the learning rate's own count of steps, the chain's last part
+            return with_momentum(momentum_at(finished)).update(grads, state, params)
+
+        inner = optax.GradientTransformation(inner.init, update)
     if not config.lookahead:
         return inner
     return lookahead(inner, config.sync_period, h.slow_step_size, config.lookahead_momentum)

@@ -21,7 +21,7 @@ from jaxresnet.config import OptimConfig, TrainConfig
 from jaxresnet.conv import CPU_COMPILER_OPTIONS
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
-from jaxresnet.optim import Hypers
+from jaxresnet.optim import Hypers, per_step
 from jaxresnet.state import TrainState
 from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
 
@@ -118,14 +118,14 @@ class Engine:
     ) -> tuple[TrainState, TrainTotals]:
         """Run the steps of one epoch from `first_step` on. `state` and `totals` are consumed.
 
-        hypers: see `optim.epoch_hypers`; one learning rate for all steps does, too.
+        hypers: see `optim.epoch_hypers`; one learning rate, b1 or momentum for all steps does, too.
         after_step(images done in this epoch, state, totals): called after every dispatch, which is a step on CPU;
         True stops there.
         """
         start_preparing = time.perf_counter()
         plan = replicate(self._plan(state.key, epoch), self.devices)
-        rates = jnp.broadcast_to(hypers.learning_rate, (steps_per_epoch(self._num_train, self._batch_size),))
-        hypers = replicate(jax.tree.map(jnp.float32, hypers._replace(learning_rate=rates)), self.devices)
+        hypers = per_step(hypers, steps_per_epoch(self._num_train, self._batch_size))
+        hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
         if not self._prepare_seconds:
             self._prepare_seconds = time.perf_counter() - start_preparing
         if self.whole_epochs and first_step == 0:
@@ -178,7 +178,8 @@ _cached_engine = cache(Engine)
 def _without_numbers(config: TrainConfig) -> TrainConfig:
     """`config` with everything that is an argument of the compiled programs, or unused in them, set to a default."""
     defaults, run = OptimConfig(), TrainConfig()
-    numbers = (*Hypers._fields, "schedule", "schedule_unit", "schedule_length", "warmup_fraction")
+    schedule = ("schedule", "schedule_unit", "schedule_length", "warmup_fraction", "cycle_momentum")
+    numbers = (*Hypers._fields, *schedule)
     optim = replace(config.optim, **{name: getattr(defaults, name) for name in numbers})
     return replace(
         config,

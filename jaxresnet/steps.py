@@ -19,7 +19,7 @@ from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan, normalise
 from jaxresnet.config import TrainConfig
 from jaxresnet.metrics import Sums, TrainTotals, add, batch_sums, cross_entropy
 from jaxresnet.model import build_model
-from jaxresnet.optim import Hypers, make_optimizer
+from jaxresnet.optim import Hypers, at_step, make_optimizer
 from jaxresnet.state import TrainState, create_train_state, sync_batch_stats
 
 AXIS = "devices"  # name of the mapped axis
@@ -31,7 +31,7 @@ class Steps(NamedTuple):
     init(seed) -> TrainState
     plan(key_data, epoch) -> EpochPlan
     train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals);
-        hypers.learning_rate: (steps_per_epoch,) float32, the epoch's rates, so that one program serves all schedules
+        hypers: see `optim.epoch_hypers`, the numbers of every step, so that one program serves all schedules
     train_epoch(state, totals, hypers, images, labels, plan, rank) -> (state, totals), all steps of the epoch
     evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
     evaluate_all(variables, sums, images, labels, rank) -> sums, over all examples
@@ -62,8 +62,8 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
     """
     model = build_model(config.model, AXIS, platform)
     whole_batch_model = build_model(config.model, None, platform)  # for batches that every device computes alike
-    # The schedule comes in as numbers, a rate a step.
-    optim = replace(config.optim, schedule="constant", schedule_unit="step", schedule_length=None)
+    # The schedule comes in as numbers, a rate and a momentum a step.
+    optim = replace(config.optim, schedule="constant", schedule_unit="step", schedule_length=None, cycle_momentum=False)
     optimizer = partial(make_optimizer, optim, 1, 1)
     num_steps = steps_per_epoch(num_train, config.batch_size)
 
@@ -104,8 +104,8 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
 
         grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
         grads = lax.pmean(grads, AXIS)
-        rate = jnp.asarray(hypers.learning_rate)[state.step % num_steps]
-        updates, opt_state = optimizer(hypers._replace(learning_rate=rate)).update(grads, state.opt_state, state.params)
+        tx = optimizer(at_step(hypers, state.step % num_steps))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         slow_batch_stats = sync_batch_stats(
             state.slow_batch_stats, batch_stats, opt_state, optim.sync_period, hypers.slow_step_size

@@ -30,6 +30,7 @@ INVALID = [
     (ModelConfig, {"pool_size": 0}, "a whole number, 1 or more"),
     (ModelConfig, {"num_classes": 1}, "a whole number, 2 or more"),
     (ModelConfig, {"precision": "float16"}, "one of 'float32', 'bfloat16'"),
+    (ModelConfig, {"initializer": "lecunn"}, "one of 'pytorch', 'he', 'lecun' (did you mean 'lecun'?)"),
     (AugmentConfig, {"crop_padding": -1}, "a whole number, 0 or more"),
     (AugmentConfig, {"crop_padding": 32}, "below 32, the image's size"),
     (AugmentConfig, {"pad_mode": "reflection"}, "one of 'zero', 'reflect' (did you mean 'reflect'?)"),
@@ -54,6 +55,9 @@ INVALID = [
     (OptimConfig, {"schedule_unit": "epochs"}, "one of 'step', 'epoch' (did you mean 'epoch'?)"),
     (OptimConfig, {"schedule_length": 0}, "a whole number, 1 or more"),
     (OptimConfig, {"warmup_fraction": 1.1}, "a number of at least 0 and at most 1"),
+    (OptimConfig, {"cycle_momentum": 1, "schedule": "onecycle"}, "one of False, True"),
+    (OptimConfig, {"cycle_momentum": True}, "False where schedule='cosine' (only 'onecycle' cycles the momentum)"),
+    (OptimConfig, {"cycle_momentum": True, "schedule": "triangular"}, "False where schedule='triangular'"),
     (OptimConfig, {"lookahead": "True"}, "one of False, True"),
     (OptimConfig, {"sync_period": 0}, "a whole number, 1 or more"),
     (OptimConfig, {"slow_step_size": 1.5}, "a number of at least 0 and at most 1"),
@@ -90,6 +94,7 @@ def test_every_field_has_a_refusal_above():
 def test_edges_of_the_ranges_are_allowed():
     ModelConfig(stage_sizes=(1,) * 6, width=1, shortcut_kernel=3, pool_size=1, num_classes=2)
     AugmentConfig(crop_padding=31, cutout_size=64, flip=False)
+    OptimConfig(schedule="onecycle", cycle_momentum=True)
     OptimConfig(learning_rate=0, b1=0, b2=0.9999999, momentum=0, warmup_fraction=1, sync_period=1, slow_step_size=1)
     TrainConfig(seed=2**32 - 1, num_epochs=1, train_size=5001)
     TrainConfig(val_size=0, selection="last")
@@ -154,6 +159,7 @@ models = st.integers(1, 6).flatmap(
         pool_size=st.just(64 // 2**stages),
         num_classes=st.integers(2, 1000),
         precision=choices(ModelConfig, "precision"),
+        initializer=choices(ModelConfig, "initializer"),
     )
 )
 augments = st.builds(
@@ -163,24 +169,27 @@ augments = st.builds(
     flip=st.booleans(),
     cutout_size=st.integers(0, 64),
 )
-optims = st.builds(
-    OptimConfig,
-    optimizer=choices(OptimConfig, "optimizer"),
-    learning_rate=positive,
-    b1=below_one,
-    b2=below_one,
-    eps=positive,
-    momentum=below_one,
-    nesterov=st.booleans(),
-    weight_decay=positive,
-    schedule=choices(OptimConfig, "schedule"),
-    schedule_unit=choices(OptimConfig, "schedule_unit"),
-    schedule_length=st.none() | st.integers(1, 10**7),
-    warmup_fraction=st.floats(0, 1),
-    lookahead=st.booleans(),
-    sync_period=st.integers(1, 1000),
-    slow_step_size=st.floats(0, 1),
-    lookahead_momentum=choices(OptimConfig, "lookahead_momentum"),
+optims = st.booleans().flatmap(
+    lambda cycle: st.builds(
+        OptimConfig,
+        optimizer=choices(OptimConfig, "optimizer"),
+        learning_rate=positive,
+        b1=below_one,
+        b2=below_one,
+        eps=positive,
+        momentum=below_one,
+        nesterov=st.booleans(),
+        weight_decay=positive,
+        schedule=st.just("onecycle") if cycle else choices(OptimConfig, "schedule"),
+        schedule_unit=choices(OptimConfig, "schedule_unit"),
+        schedule_length=st.none() | st.integers(1, 10**7),
+        warmup_fraction=st.floats(0, 1),
+        cycle_momentum=st.just(cycle),
+        lookahead=st.booleans(),
+        sync_period=st.integers(1, 1000),
+        slow_step_size=st.floats(0, 1),
+        lookahead_momentum=choices(OptimConfig, "lookahead_momentum"),
+    )
 )
 runs = st.builds(
     TrainConfig,

@@ -34,7 +34,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 ALONE = [name for name in SCRIPTS if name != "run_all"]
 
 # In what the arms of each comparison differ as intended, and in what else as published.
-SCHEDULES = ({"schedule"}, {"schedule_length", "b1"})  # OneCycle's b1 is PyTorch's, lengths are the notebooks'
+SCHEDULES = ({"schedule", "cycle_momentum"}, {"schedule_length"})  # lengths are the notebooks'
 DIFFER: dict[str, tuple[set[str], set[str]]] = {
     "adam_lookahead": ({"lookahead"}, set()),
     "adam_lookahead-weights": ({"eval_weights"}, set()),

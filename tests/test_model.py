@@ -1,6 +1,5 @@
-"""The network: published parameter counts, shapes, initial weights, alignment, and that its two forms are one."""
+"""The network: published parameter counts, shapes, alignment, and that its two forms are one."""
 
-import math
 import re
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxresnet import ConfigError, Model, ModelConfig, ResNet, build_model, count_params, model
-from jaxresnet.model import Context, pytorch_uniform
+from jaxresnet.model import Context
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -143,31 +142,6 @@ def test_convolution_equals_numpy():
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # (B, H, W, C, 3, 3)
     expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel)
     np.testing.assert_allclose(layer(jnp.asarray(IMAGES)), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_initial_weights_are_pytorchs(variables):
-    """Kernels and the linear bias U(-b, b) with b = sqrt(1 / fan_in); batch norms 1 and 0."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        *_, layer, name = (key.key for key in path)
-        values = np.asarray(leaf)
-        if name == "kernel" or layer == "linear":
-            fan_in = 8 if layer == "linear" else math.prod(values.shape[:-1])
-            bound = fan_in**-0.5
-            assert np.abs(values).max() <= bound, path
-            assert np.abs(values).max() > bound * (1 - 10 / values.size), path
-        else:
-            np.testing.assert_array_equal(values, 1 if name == "scale" else 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["batch_stats"]):
-        np.testing.assert_array_equal(leaf, 1 if path[-1].key == "var" else 0)
-
-
-def test_pytorch_uniform_is_uniform():
-    values = np.asarray(pytorch_uniform(jax.random.key(0), (3, 3, 16, 64)))
-    bound = (3 * 3 * 16) ** -0.5
-    counts, _ = np.histogram(values, 8, (-bound, bound))
-    assert counts.sum() == values.size == 9216
-    np.testing.assert_allclose(counts, values.size / 8, rtol=0.15)  # 5 standard deviations
-    assert np.abs(pytorch_uniform(jax.random.key(0), (64,), fan_in=4)).max() <= 0.5
 
 
 def test_layers_and_seeds_have_weights_of_their_own(tiny, variables):

@@ -112,7 +112,8 @@ def leaves_of(tree):
 
 
 def test_the_train_step_is_traced_once_a_shape(tiny_data, monkeypatch):
-    """Over epochs, seeds and optimiser numbers: once for the full batch and once for the smaller last one."""
+    """Over epochs, seeds, optimiser numbers and schedules, of the momentum too: once for the full batch and once for
+    the smaller last one."""
     traced = []
     original = jaxresnet.steps.augment_batch
 
@@ -124,10 +125,12 @@ def test_the_train_step_is_traced_once_a_shape(tiny_data, monkeypatch):
     config = replace(UNSEEN, train_size=136)  # two batches of 64 and one of 8
     other = replace(config, seed=7, optim=replace(config.optim, learning_rate=0.1, b1=0.5, b2=0.9, weight_decay=0.1))
     other = replace(other, optim=replace(other.optim, slow_step_size=0.8, eps=1e-3))
-    first, second = (fit(c, tiny_data, devices=jax.devices()[:2]) for c in (config, other))
+    schedules = [{"schedule": "constant"}, {"schedule": "onecycle"}, {"schedule": "onecycle", "cycle_momentum": True}]
+    scheduled = [replace(config, optim=replace(config.optim, **schedule)) for schedule in schedules]
+    results = [fit(c, tiny_data, devices=jax.devices()[:2]) for c in (config, other, *scheduled)]
     assert sorted(traced) == [4, 32], "the images of one of two devices"
-    assert first.history[-1]["step"] == second.history[-1]["step"] == 9
-    assert first.history[0]["train_loss"] != second.history[0]["train_loss"]
+    assert {result.history[-1]["step"] for result in results} == {9}
+    assert len({result.history[-1]["train_loss"] for result in results}) == len(results), "each run is its own"
 
 
 def test_other_seeds_and_numbers_compile_nothing(tiny_data, tmp_path):
@@ -159,6 +162,7 @@ def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
         replace(RUN, seed=3, selection="test", test_every_epoch=True, eval_weights="fast"),
         replace(RUN, optim=replace(RUN.optim, **numbers)),
         replace(RUN, num_epochs=4, optim=replace(RUN.optim, schedule="onecycle", schedule_unit="epoch")),
+        replace(RUN, optim=replace(RUN.optim, schedule="onecycle", cycle_momentum=True)),
     ):
         assert make_engine(same, 256, one) is engine
     for different in (
@@ -166,6 +170,7 @@ def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
         replace(RUN, optim=replace(RUN.optim, sync_period=6)),
         replace(RUN, batch_size=32),
         replace(RUN, augment=replace(RUN.augment, flip=False)),
+        replace(RUN, model=replace(RUN.model, initializer="he")),
     ):
         assert make_engine(different, 256, one) is not engine
     assert make_engine(RUN, 255, one) is not engine

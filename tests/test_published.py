@@ -56,9 +56,12 @@ def test_augmentation_as_published():
     assert MEAN == (0.4914, 0.4822, 0.4465) and STD == (0.2023, 0.1994, 0.2010)
 
 
-def test_onecycle_starts_with_pytorchs_momentum():
-    assert published["adam_one_cycle"].config.optim.b1 == published["adam_one_cycle_128"].config.optim.b1 == 0.95
-    assert {run.config.optim.b1 for name, run in published.items() if "one_cycle" not in name} == {0.9}
+@pytest.mark.parametrize("name", TABLE)
+def test_onecycle_and_nothing_else_cycles_b1(name):
+    """As published and as intended; where it stays when it is stepped once an epoch, test_momentum.py says."""
+    for config in (published[name].config, intended(published[name].config)):
+        assert config.optim.cycle_momentum == ("one_cycle" in name)
+        assert config.optim.b1 == OptimConfig().b1 == 0.9
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -74,8 +77,7 @@ def test_intended_changes_the_protocol_and_nothing_else(name):
     assert (meant.optim.schedule_unit, meant.optim.schedule_length) == ("step", None)
     assert (meant.val_size, meant.selection, meant.eval_weights, meant.test_every_epoch) == (5000, "val", "slow", True)
     optim = replace(meant.optim, schedule_unit="epoch", schedule_length=config.optim.schedule_length)
-    optim = replace(optim, b1=config.optim.b1)  # OneCycle's 0.95 was its start, where only the published runs stay
-    assert optim == config.optim and meant.optim.b1 == OptimConfig().b1
+    assert optim == config.optim
     same = {f.name for f in fields(TrainConfig)} - {"optim", "val_size", "selection", "eval_weights"}
     for field in same - {"test_every_epoch"}:
         assert getattr(meant, field) == getattr(config, field)
@@ -105,7 +107,10 @@ def test_seed_and_arithmetic_do_not_make_it_another_run(same):
 
 @pytest.mark.parametrize(
     "other",
-    [{"num_epochs": 50}, {"batch_size": 511}, {"b1": 0.95}, {"flip": False}, {"width": 63}, {"train_size": 49_999}],
+    [
+        *({"num_epochs": 50}, {"batch_size": 511}, {"b1": 0.95}, {"flip": False}, {"width": 63}),
+        *({"train_size": 49_999}, {"initializer": "he"}),
+    ],
     ids=str,
 )
 def test_any_other_difference_does(other):
@@ -113,3 +118,11 @@ def test_any_other_difference_does(other):
     config = published["adam_512"].config
     assert published_run(with_fields(config, other)) is None
     assert intended_run(with_fields(intended(config), other)) is None
+
+
+@pytest.mark.parametrize("name", ["adam_one_cycle", "adam_one_cycle_128"])
+def test_onecycle_without_its_momentum_is_another_run(name):
+    config = published[name].config
+    for b1 in (0.9, 0.95):
+        other = replace(config, optim=replace(config.optim, cycle_momentum=False, b1=b1))
+        assert published_run(other) is None and intended_run(intended(other)) is None
