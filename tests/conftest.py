@@ -1,9 +1,11 @@
 """Eight virtual CPU devices for every test, and a data set small enough to train on in a test.
 
-Set JAX_PLATFORMS (say, to cuda) to run the tests on something else.
+Set JAX_PLATFORMS (say, to cuda) to run the tests on something else. Where PyTorch is installed the parity tests
+compare with it as well as with what it computed once.
 """
 
 import os
+from importlib.util import find_spec
 
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when it is first imported, below
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -24,6 +26,37 @@ def tiny_data() -> Dataset:
         return Split(images, rng.integers(0, 10, num_examples, np.int32))
 
     return Dataset(split(300), split(100), name="fake", synthetic=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity-report", metavar="FILE", help="write the largest errors of the parity tests there")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
+def pytest_xdist_auto_num_workers(config):
+    """A process a core, each of some 2 GB. One alone on an accelerator, which they would not share, and where a report
+    is gathered."""
+    alone = os.environ["JAX_PLATFORMS"] != "cpu" or config.getoption("--parity-report")
+    return 0 if alone else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--parity-report")
+    if path:
+        from parity import write_report
+
+        write_report(path)
+
+
+LIVE = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed: pip install -e '.[parity]'")
+
+
+@pytest.fixture(params=["golden", pytest.param("live", marks=LIVE)])
+def pytorch(request):
+    """PyTorch's numbers: as kept in tests/golden, and, where it is installed, computed now."""
+    from parity import Oracle
+
+    return Oracle(request.param)
 
 
 @pytest.fixture
