@@ -1,7 +1,7 @@
 """How long training agrees with PyTorch: a published protocol in both, from equal weights, images and draws.
 
-    python benchmarks/parity_training.py --data-dir .data results/parity-training-float32.json
-    python benchmarks/parity_training.py --data-dir .data --dtype float64 --steps 20 results/parity-training-float64.json
+    python benchmarks/parity_training.py --data-dir .data float32.json
+    python benchmarks/parity_training.py --data-dir .data --dtype float64 --steps 20 float64.json
 
 Rounding differs, and training magnifies differences, so in float32 the two part after a while. How fast they must part
 is shown by a third run: PyTorch again, every weight of its first layer changed by about one part in 10 million (in

@@ -19,7 +19,7 @@ from jaxresnet.evaluate_runs import evaluate_runs
 from jaxresnet.experiment import Experiment
 from jaxresnet.model import Model, ResNet, build_model, count_params
 from jaxresnet.model_table import measure_models, problem_here, published_models, widest_under_budget
-from jaxresnet.optim import lookahead, make_optimizer, make_schedule
+from jaxresnet.optim import lookahead, make_momentum_schedule, make_optimizer, make_schedule
 from jaxresnet.predict import load_variables, predict
 from jaxresnet.published import SOURCE, Published, intended, published
 from jaxresnet.report import Report, TreeReport, render, render_tree
@@ -75,6 +75,7 @@ __all__ = [
     "load_cifar10",
     "load_variables",
     "lookahead",
+    "make_momentum_schedule",
     "make_optimizer",
     "make_schedule",
     "make_synthetic",

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxresnet.config import TrainConfig, differing_fields, to_dict
+from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.dataset import Dataset
 from jaxresnet.environment import environment
 from jaxresnet.errors import ConfigError, ResultsError
@@ -201,7 +201,9 @@ def check_folder(
         return None
     theirs = read_results(out).config
     mine = {"name": name, "protocol": protocol, "dataset": fingerprint(data), "arms": _without_seeds(arms)}
-    changed = _in_all_arms(differing_fields({key: theirs.get(key) for key in mine}, mine), list(arms))
+    kept = {key: theirs.get(key) for key in mine}
+    kept["arms"] = {arm: with_new_fields(config) for arm, config in theirs["arms"].items()}
+    changed = _in_all_arms(differing_fields(kept, mine), list(arms))
     if changed:
         raise ResultsError(
             f"{out} holds another comparison ({'; '.join(changed)}): use the old settings, or another output folder "

@@ -248,6 +248,16 @@ def field_value(config: Any, name: str) -> Any:
     return _flat(config)[name]
 
 
+def with_new_fields(saved: Any, defaults: Any = None) -> Any:
+    """A `TrainConfig` as it was saved, with the fields that have been added since at their defaults, which are so chosen
+    that they change nothing. What is not a config stays as it is, and so does a missing seed: arms have none."""
+    if defaults is None:
+        defaults = {name: value for name, value in to_dict(TrainConfig()).items() if name != "seed"}
+    if not isinstance(saved, dict) or not isinstance(defaults, dict):
+        return saved
+    return {name: with_new_fields(value, defaults.get(name, ())) for name, value in {**defaults, **saved}.items()}
+
+
 def differing_fields(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
     """Names and values of the fields in which two configs-as-dicts differ: ["optim.b1: 0.9 -> 0.95", ...]."""
     lines = []

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.config import differing_fields
+from jaxresnet.config import differing_fields, with_new_fields
 from jaxresnet.errors import ConfigError, ResultsError
 from jaxresnet.json_files import parse_json, read_json, read_text
 
@@ -275,7 +275,8 @@ def _read_scores(path: Path, arm: str, seed: int, config: dict[str, Any]) -> dic
         if not isinstance(scores.get(key, {}), dict):
             raise ResultsError(f"{path}: {key!r} is {scores[key]!r}, not a JSON object; {_REDO}")
     if "config" in scores:
-        differing = differing_fields({**config, "seed": seed}, scores["config"])
+        saved = with_new_fields({**config, "seed": seed}), with_new_fields(scores["config"])
+        differing = differing_fields(*saved)
         if differing:
             problem = f"was run with another config than arm {arm!r} of config.json ({'; '.join(differing)})"
             raise ResultsError(f"{path}: {problem}: two comparisons are mixed in this folder; {_REDO}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.checkpoint import Checkpoints
-from jaxresnet.config import TrainConfig, differing_fields, to_dict
+from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.dataset import Dataset, Split, split_validation
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
 from jaxresnet.metrics import TrainTotals, averages
@@ -149,7 +149,8 @@ class _Run:
             return
         saved = self.checkpoints.record(step)
         changed = differing_fields(
-            {k: saved.get(k) for k in ("config", "data")}, {k: self.record[k] for k in ("config", "data")}
+            {"config": with_new_fields(saved.get("config")), "data": saved.get("data")},
+            {"config": self.record["config"], "data": self.record["data"]},
         )
         if changed:
             raise ResultsError(

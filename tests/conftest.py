@@ -45,7 +45,7 @@ def pytest_sessionfinish(session):
     if path:
         from parity import write_report
 
-        write_report(path)
+        write_report(path, ["pytest", *session.config.invocation_params.args])
 
 
 LIVE = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed: pip install -e '.[parity]'")

@@ -2,6 +2,7 @@
 installed. Every comparison is noted down, for the report that `pytest --parity-report FILE` writes."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -61,12 +62,12 @@ def _theirs(against: str, function: str, *arguments: Any) -> Arrays:
         return {name.removeprefix(start): kept[name] for name in kept.files if name.startswith(start)}
 
 
-def write_report(path: str) -> None:
-    """All that was noted, as JSON: a list of quantities with their largest error."""
+def write_report(path: str, command: list[str]) -> None:
+    """All that was noted, as JSON: a list of quantities with their largest error. command: that of the session."""
     from jaxresnet.environment import environment
 
     rows = [{"quantity": quantity, "against": against, **entry} for (quantity, against), entry in REPORT.items()]
-    versions = environment()
+    versions = environment() | {"command": shlex.join(command)}
     try:
         import torch
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxresnet import AugmentConfig, ConfigError, ModelConfig, OptimConfig, TrainConfig
-from jaxresnet.config import differing_fields, field_names, field_value, from_dict, to_dict, with_fields
+from jaxresnet.config import (
+    differing_fields,
+    field_names,
+    field_value,
+    from_dict,
+    to_dict,
+    with_fields,
+    with_new_fields,
+)
 
 INVALID = [
     (ModelConfig, {"stage_sizes": ()}, "1 to 6 whole numbers"),
@@ -258,6 +266,19 @@ def test_from_dict_reads_whole_numbers_as_floats():
 def test_from_dict_says_where():
     with pytest.raises(ConfigError, match=r"^out/config.json: unknown field 'x'"):
         from_dict(TrainConfig, {"x": 1}, where="out/config.json")
+
+
+def test_fields_that_are_newer_than_what_was_saved_have_their_defaults():
+    now = to_dict(TrainConfig(seed=3, num_epochs=7))
+    old = json.loads(json.dumps(now))
+    del old["model"]["initializer"], old["optim"]["cycle_momentum"]
+    assert with_new_fields(old) == now == with_new_fields(now)
+    assert differing_fields(with_new_fields({**old, "num_epochs": 8}), now) == ["num_epochs: 8 -> 7"]
+    without_seed = {name: value for name, value in old.items() if name != "seed"}
+    assert "seed" not in with_new_fields(without_seed)
+    for other in (None, [], "config", 3):
+        assert with_new_fields(other) == other
+    assert with_new_fields({"model": 3, "else": {"a": 1}})["model"] == 3
 
 
 def test_differing_fields():

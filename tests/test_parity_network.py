@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from golden import cases, ours
+from scipy import stats
 
 from jaxresnet import ModelConfig, build_model
 from jaxresnet.torch_weights import from_torch
@@ -89,3 +90,21 @@ def test_running_statistics(step, pytorch):
     found = {name: a for name, a in batch_norms().items() if name.endswith(suffix)}
     assert found.keys() == {name for name in pytorch.names("batch_norms") if name.endswith(suffix)}
     pytorch.check("running mean and variance", found, "batch_norms", tolerance=1e-5)
+
+
+def test_initial_weights_are_drawn_as_pytorch_draws_them():
+    """Two samples of every tensor, PyTorch's and ours, by the Kolmogorov-Smirnov test."""
+    oracle = pytest.importorskip("golden.oracle", reason="needs PyTorch")
+    from torch import manual_seed
+
+    manual_seed(0)
+    config = ModelConfig(width=16)
+    theirs = {name: p.detach().numpy() for name, p in oracle.build(config).named_parameters()}
+    initial = ours.float_arrays(jax.jit(build_model(config).init)(jax.random.key(0)))
+    for name, values in theirs.items():
+        if values.ndim == 1 and name != "linear.bias":  # batch norms
+            np.testing.assert_array_equal(initial[name], values)
+            continue
+        assert stats.ks_2samp(initial[name].ravel(), values.ravel()).pvalue > 1e-4, name
+        if values.size > 1000:
+            assert abs(np.abs(initial[name]).max() / np.abs(values).max() - 1) < 0.01, name
