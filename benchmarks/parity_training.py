@@ -92,7 +92,6 @@ def main() -> None:
         "data": data.name,
         "num_images": count,
         "against_pytorch": parted,
-        "gradient_of_the_first_batch": first_gradient(config, *given[:3]),
         "steps_at_the_end": last,
         "mean_loss_at_the_end": {name: float(np.mean(losses[-last:])) for name, losses in runs.items()},
         "losses": runs,
@@ -116,22 +115,6 @@ def distance(a: Arrays, b: Arrays) -> float:
     assert a.keys() == b.keys()
     between = sum(float(np.square(a[name].astype(np.float64) - b[name]).sum()) for name in a)
     return float(np.sqrt(between / sum(float(np.square(b[name].astype(np.float64)).sum()) for name in b)))
-
-
-def first_gradient(
-    config: jr.TrainConfig, images: np.ndarray, labels: np.ndarray, draws: cases.Draws
-) -> dict[str, float]:
-    """How far float32 gradients are from PyTorch's in float64 on the first batch: the largest difference over the
-    largest number, of the tensor where that is worst. Weights as `cases.state_dict`, at random everywhere."""
-    rows = cases.Draws(*(column[: config.batch_size] for column in draws))
-    batch, targets = oracle.augment(images[rows.order], rows, config.augment), labels[rows.order]
-    tensors = cases.state_dict(config.model)
-    exact = oracle.loss_and_gradients(oracle.network(config.model, tensors).double(), batch, targets)
-    sides = {
-        "PyTorch": oracle.loss_and_gradients(oracle.network(config.model, tensors), batch, targets),
-        "jaxresnet": ours.loss_and_gradients(config.model, tensors, batch, targets),
-    }
-    return {side: max(cases.error(grads[name], exact[name]) for name in exact) for side, grads in sides.items()}
 
 
 if __name__ == "__main__":

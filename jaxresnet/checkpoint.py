@@ -59,7 +59,8 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
             )
         except OSError as e:
-            raise ResultsError(f"{self.directory}: cannot keep checkpoints there ({e}); choose another --out") from e
+            remedy = "cannot be read" if read_only else "cannot keep checkpoints there"
+            raise ResultsError(f"{self.directory}: {remedy} ({e}); choose another folder") from e
 
     def __enter__(self) -> "Checkpoints":
         return self

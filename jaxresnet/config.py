@@ -121,7 +121,7 @@ class OptimConfig:
     schedule_unit: Literal["step", "epoch"] = "step"  # what the schedule counts: optimiser steps, or finished epochs
     schedule_length: int | None = None  # in units of schedule_unit; None = the run's own length
     warmup_fraction: float = 0.3  # part of the length that rises (warmup, warmup_cosine, triangular, onecycle)
-    cycle_momentum: bool = False  # onecycle: instead of b1 or momentum, 0.95 -> 0.85 -> 0.95 against the rate
+    cycle_momentum: bool = False  # onecycle: 0.95 -> 0.85 -> 0.95 against the rate, in place of b1 or momentum
     lookahead: bool = True  # wrap the optimiser in Lookahead (Zhang et al. 2019)
     sync_period: int = 5  # Lookahead's k: fast steps between synchronisations
     slow_step_size: float = 0.5  # Lookahead's alpha, 0 to 1
@@ -138,6 +138,10 @@ class OptimConfig:
         if self.schedule != "onecycle":
             reason = f"False where schedule={self.schedule!r} (only 'onecycle' cycles the momentum)"
             _require(not self.cycle_momentum, "cycle_momentum", self.cycle_momentum, reason)
+        if self.cycle_momentum:
+            name = "momentum" if self.optimizer == "sgd" else "b1"
+            default, value = getattr(OptimConfig, name), getattr(self, name)
+            _require(value == default, name, value, f"left at {default} where cycle_momentum=True, which moves it")
 
 
 @dataclass(frozen=True)
@@ -249,8 +253,8 @@ def field_value(config: Any, name: str) -> Any:
 
 
 def with_new_fields(saved: Any, defaults: Any = None) -> Any:
-    """A `TrainConfig` as it was saved, with the fields that have been added since at their defaults, which are so chosen
-    that they change nothing. What is not a config stays as it is, and so does a missing seed: arms have none."""
+    """A `TrainConfig` as it was saved, with the fields that were added later at their defaults, which change
+    nothing. What is not a config stays as it is, and so does a missing seed: arms have none."""
     if defaults is None:
         defaults = {name: value for name, value in to_dict(TrainConfig()).items() if name != "seed"}
     if not isinstance(saved, dict) or not isinstance(defaults, dict):

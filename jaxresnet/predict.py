@@ -20,8 +20,9 @@ from jaxresnet.state import create_train_state, eval_variables
 class Loaded(NamedTuple):
     """What `load_variables` gives.
 
-    config: the run. variables: {"params", "batch_stats"} of the chosen epoch, for `Model.apply`. step: optimiser steps
-    taken by then. weights: which of Lookahead's they are; without it both are the same. record: the JSON part of the
+    config: the run; of a folder that `convert` made only `config.model` is known, the rest are defaults. variables:
+    {"params", "batch_stats"} of the chosen epoch, for `Model.apply`. step: optimiser steps taken by then. weights:
+    which of Lookahead's they are, "fast" without it. record: the JSON part of the
     newest checkpoint; its "history" has a row for each finished epoch, as `fit` returns.
     """
 
@@ -37,22 +38,26 @@ def load_variables(checkpoint_dir: str | Path, weights: Literal["fast", "slow"] 
 
     checkpoint_dir: a run's checkpoint folder (out/<name>/checkpoints/<arm>-seed<k>, or `fit`'s workdir).
     weights: Lookahead's fast or slow ones; None takes those that the run was scored on.
-    Raises ResultsError where there is no checkpoint, ConfigError for other `weights`.
+    Raises ResultsError where there is no checkpoint, ConfigError for other `weights`, and for any where the folder
+    holds one set.
     """
     if weights not in (None, "fast", "slow"):
         raise ConfigError(f"weights={weights!r}: must be one of 'fast', 'slow'")
     if not Path(checkpoint_dir).is_dir():
-        raise ResultsError(f"{checkpoint_dir}: no such folder; give a run's checkpoint folder")
+        what = "a file, no folder; `convert` makes one of it" if Path(checkpoint_dir).is_file() else "no such folder"
+        raise ResultsError(f"{checkpoint_dir}: {what}; give a run's checkpoint folder")
     with Checkpoints(checkpoint_dir, read_only=True) as checkpoints:
         last = checkpoints.last_step()
         if last is None:
             raise ResultsError(f"{checkpoint_dir}: holds no checkpoint; give a run's checkpoint folder")
         record = checkpoints.record(last)
         config: TrainConfig = from_dict(TrainConfig, record["config"], f"{checkpoint_dir}: config")
+        if weights is not None and not config.optim.lookahead:
+            raise ConfigError(f"weights={weights!r}: {checkpoint_dir} holds one set of weights, as it has no Lookahead")
         step = record["best_step"] or last
         state = create_train_state(build_model(config.model), make_optimizer(config.optim, 1, 1), 0)
         state = checkpoints.restore(step, state, zero_totals()).state
-    weights = weights or config.eval_weights
+    weights = weights or (config.eval_weights if config.optim.lookahead else "fast")
     return Loaded(config, eval_variables(state, weights), step, weights, record)
 
 

@@ -5,6 +5,7 @@ convolution) and .1 (its batch norm), ..., linear. Names and shapes come from th
 what each of its arrays is called there, and both directions ask it.
 """
 
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,12 @@ _ARRAY_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
+# Under what a state dict is found in a checkpoint: the published project's name for it, and other usual ones.
+_WRAPPERS = ("net", "state_dict", "model")
+
+# Of channels, classes and blocks a stage, where a network is read off tensors.
+_LARGEST = {"stage_sizes": 100, "width": 10_000, "shortcut_kernel": 100, "num_classes": 1_000_000}
+
 # PyTorch counts the training steps of each batch norm, and uses the count only where there is no momentum.
 _COUNTER = "num_batches_tracked"
 
@@ -31,12 +38,15 @@ _COUNTER = "num_batches_tracked"
 def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None) -> dict:
     """PyTorch's weights as {"params", "batch_stats"}, nested dictionaries of float32 as `Model.init` gives.
 
-    state_dict: name -> tensor (of any device) or NumPy array, names with or without a leading "module."; or the
-    content of a published file, {"net": state_dict, "acc": ..., "epoch": ...}. Float32 keeps every bit, half and
-    bfloat16 are widened, float64 is rounded. `num_batches_tracked` is ignored: at a fixed momentum it has no effect.
-    config: the network; None reads it off the tensors, see `model_config_of`. The arrays are copies.
+    state_dict: name -> tensor (of any device) or NumPy array, names with or without a leading "module." (DataParallel)
+    or "_orig_mod." (torch.compile); or the content of a published file, {"net": state_dict, "acc": ..., "epoch": ...}.
+    Float32 keeps every bit, half and bfloat16 are widened, float64 is rounded. `num_batches_tracked` is ignored: at a
+    fixed momentum it has no effect. config: the network; None reads it off the tensors, see `model_config_of`. The
+    arrays are copies.
     Raises WeightsError that names every tensor that is missing, extra, misshapen, or not of floating-point numbers.
     """
+    if config is not None and not isinstance(config, ModelConfig):
+        raise ConfigError(f"config: expected a ModelConfig or None, found {type(config).__name__}")
     config, arrays = _fitted(state_dict, config)
 
     def one(path: Any, _: Any) -> jax.Array:
@@ -84,10 +94,14 @@ def model_config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
 
 
 def counted_batches(state_dict: Mapping[str, Any]) -> int:
-    """The training steps that the first batch norm counted, 0 where the state dict holds no count."""
-    for name, value in _net(state_dict).items():
-        if str(name).removeprefix("module.") == f"bn1.{_COUNTER}":
-            return int(value) if np.ndim(value) == 0 else 0
+    """The training steps that the first batch norm counted, 0 where the state dict holds no count. Raises WeightsError
+    where that is not a whole number."""
+    for full_name, value in _net(state_dict).items():
+        if _plain_name(full_name) == f"bn1.{_COUNTER}":
+            try:
+                return operator.index(value.item() if hasattr(value, "item") else value)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise WeightsError(f"bn1.{_COUNTER}: expected a whole number, found {value!r}") from error
     return 0
 
 
@@ -133,19 +147,24 @@ def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _net(state_dict: Any) -> Mapping[Any, Any]:
     """The state dict itself, or the one inside a published file's content."""
-    inner = state_dict.get("net") if isinstance(state_dict, Mapping) else None
-    net = inner if isinstance(inner, Mapping) else state_dict
+    found = [state_dict.get(key) for key in _WRAPPERS] if isinstance(state_dict, Mapping) else []
+    net = next((inner for inner in found if isinstance(inner, Mapping)), state_dict)
     if not isinstance(net, Mapping):
         raise WeightsError(f"expected a state dict, name -> tensor, found {type(net).__name__}; give net.state_dict()")
     return net
 
 
+def _plain_name(full_name: Any) -> str:
+    """Without what DataParallel ("module.") and torch.compile ("_orig_mod.") put before a name."""
+    return re.sub(r"^((module|_orig_mod)\.)*", "", str(full_name))
+
+
 def _read(state_dict: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays as found, what is wrong with those that could not be read), by names without "module."."""
+    """(arrays as found, what is wrong with those that could not be read), by their plain names."""
     arrays: dict[str, np.ndarray] = {}
     problems = {}
     for full_name, value in _net(state_dict).items():
-        name = str(full_name).removeprefix("module.")
+        name = _plain_name(full_name)
         if name.rpartition(".")[2] == _COUNTER:
             continue
         if name in arrays:
@@ -153,7 +172,7 @@ def _read(state_dict: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         try:
             arrays[name] = _as_array(value)
         except (RuntimeError, TypeError, ValueError) as error:
-            problems[name] = f"cannot be read: {str(error).splitlines()[0]}"
+            problems[name] = f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
     return arrays, problems
 
 
@@ -175,6 +194,12 @@ def _fitted(state_dict: Any, config: ModelConfig | None) -> tuple[ModelConfig, d
     if config is None:
         config, notes = _guess(found)
     expected = _expected_shapes(config)
+    names = found.keys() | problems.keys()
+    if names and not names & expected.keys():
+        some = ", ".join(repr(name) for name in sorted(names)[:3])
+        raise WeightsError(
+            f"no tensor has a name of the network here, as 'conv1.weight'; found {some}. Give the state dict itself"
+        )
     problems |= {
         name: f"missing, expected {expected[name]}" for name in expected.keys() - found.keys() - problems.keys()
     }
@@ -238,6 +263,9 @@ def _guess(found: Mapping[str, np.ndarray]) -> tuple[ModelConfig, list[str]]:
     }
     config = default
     for name, value in fields.items():  # one by one, so that one that cannot be leaves the others
+        if np.max(value) > _LARGEST[name]:  # else a damaged file could have a network of millions of blocks be built
+            notes.append(f"no network here has {name}={value!r}")
+            continue
         try:
             config = _with_pool(**{**_shape_fields(config), name: value})
         except ConfigError as error:

@@ -29,6 +29,10 @@ from jaxresnet.state import TrainState
 from jaxresnet.torch_weights import counted_batches, from_torch, model_config_of, require_torch, to_torch, torch_arrays
 
 _KINDS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}  # all else is a checkpoint folder
+_FOREIGN = {
+    *(".bin", ".ckpt", ".gz", ".h5", ".hdf5", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle"),
+    *(".pkl", ".safetensor", ".tar", ".tflite", ".txt", ".zip"),
+}
 _KNOWN = ".pth or .pt (PyTorch), .safetensors, or a checkpoint folder"
 
 
@@ -37,7 +41,8 @@ class Weights(NamedTuple):
 
     variables: {"params", "batch_stats"}. step: training steps that the batch statistics were gathered in. kind: "fast"
     or "slow" of a run with Lookahead, None without it and of a file, which does not tell. accuracy: in percent, and
-    epoch: from 0, the one that was chosen; None where the source does not hold them.
+    epoch: from 0, the one that was chosen; trained_by: the run's config, as JSON types. None where the source does not
+    hold them.
     """
 
     config: ModelConfig
@@ -46,6 +51,7 @@ class Weights(NamedTuple):
     kind: Literal["fast", "slow"] | None = None
     accuracy: float | None = None
     epoch: int | None = None
+    trained_by: dict[str, Any] | None = None
 
 
 class Converted(NamedTuple):
@@ -76,7 +82,7 @@ def convert(
     """
     source, target = Path(source), Path(target)
     target_kind = _KINDS.get(target.suffix.lower(), "folder")
-    if target_kind == "folder" and re.fullmatch(r"\.[A-Za-z]\w*", target.suffix):
+    if target.suffix.lower() in _FOREIGN:
         raise WeightsError(f"{target}: cannot write {target.suffix}; known are {_KNOWN}, whose name has no such ending")
     if wrap and target_kind != "pth":
         raise WeightsError(f'{target}: only a .pth or .pt can be wrapped in {{"net", "acc", "epoch"}}')
@@ -119,7 +125,7 @@ def _number(value: Any) -> float | None:
     """A finite number, of Python or a tensor's; None for anything else."""
     try:
         number = float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -133,8 +139,10 @@ def _read_folder(folder: Path, weights: Literal["fast", "slow"] | None) -> Weigh
             epoch = row["epoch"]
             if loaded.weights == config.eval_weights or not config.optim.lookahead:  # else others were scored
                 accuracy = row["val_accuracy"] if row["test_accuracy"] is None else row["test_accuracy"]
-    kind = loaded.weights if config.optim.lookahead else None
-    return Weights(config.model, loaded.variables, loaded.step, kind, accuracy, epoch)
+    kind = loaded.weights if config.optim.lookahead else record.get("converted", {}).get("weights")
+    # A folder that `convert` made says what it was made from.
+    trained_by = record["converted"].get("config") if "converted" in record else to_dict(config)
+    return Weights(config.model, loaded.variables, loaded.step, kind, accuracy, epoch, trained_by)
 
 
 def _check_file(path: Path) -> None:
@@ -166,9 +174,10 @@ def _read_pth(path: Path) -> Mapping[str, Any]:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if foreign is None:
             raise _damaged(path, error) from error
+        advice = "an accuracy as float(acc), " if foreign[1].startswith("numpy") else ""
         raise WeightsError(
             f"{path}: holds {foreign[1]}, which is neither a tensor nor a plain value. Nothing in the file was "
-            "executed. Save it anew where it comes from, with torch.save(net.state_dict(), 'weights.pth')"
+            f"executed. Save it anew where it comes from, {advice}or alone: torch.save(net.state_dict(), 'weights.pth')"
         ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: holds {type(loaded).__name__}, expected a state dict, name -> tensor")
@@ -181,7 +190,9 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     _check_file(path)
     try:
         return safetensors.numpy.load_file(path)  # bfloat16 too, which NumPy has from JAX's ml_dtypes
-    except Exception as error:  # SafetensorError, and what a dtype that NumPy lacks leads to
+    except AttributeError as error:  # of the module NumPy, in which it looks the dtype up
+        raise WeightsError(f"{path}: holds numbers that NumPy does not know ({error}); save them as float32") from error
+    except Exception as error:  # SafetensorError
         raise _damaged(path, error) from error
 
 
@@ -198,10 +209,11 @@ def _pth_bytes(source: Path, read: Weights, wrap: bool) -> bytes:
     torch = require_torch()
     content: dict[str, Any] = to_torch(read.variables, read.step)
     if wrap:
-        if read.accuracy is None or read.epoch is None:
+        missing = ["test or validation accuracy"] * (read.accuracy is None) + ["epoch"] * (read.epoch is None)
+        if missing:
             raise WeightsError(
-                f"{source}: holds no test or validation accuracy of these weights, or not their epoch, which a "
-                "published file states; convert without wrap"
+                f"{source}: holds no {' and no '.join(missing)} of these weights, which a published file states; "
+                "convert without --wrap"
             )
         content = {"net": content, "acc": read.accuracy, "epoch": read.epoch}
     file = io.BytesIO()
@@ -228,7 +240,13 @@ def _write_folder(folder: Path, read: Weights, source: Path) -> None:
         "history": [],
         "seconds": 0.0,
         "best_step": int(step),
-        "converted": {"source": source.name, "weights": read.kind, "accuracy": read.accuracy, "epoch": read.epoch},
+        "converted": {
+            "source": source.name,
+            "weights": read.kind,
+            "accuracy": read.accuracy,
+            "epoch": read.epoch,
+            "config": read.trained_by,
+        },
     }
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, zero_totals(), record, best_step=int(step))

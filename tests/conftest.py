@@ -32,7 +32,7 @@ def pytest_addoption(parser):
     parser.addoption("--parity-report", metavar="FILE", help="write the largest errors of the parity tests there")
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist; without it, `pytest -o addopts=`
 def pytest_xdist_auto_num_workers(config):
     """A process a core, each of some 2 GB. One alone on an accelerator, which they would not share, and where a report
     is gathered."""
@@ -40,18 +40,26 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if alone else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
 
 
+def pytest_configure(config):
+    if config.getoption("--parity-report") and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--parity-report: the errors are gathered in one process; leave -n out")
+
+
 def pytest_sessionfinish(session):
     path = session.config.getoption("--parity-report")
-    if path:
+    if path and session.testscollected and not session.testsfailed:
         from parity import write_report
 
         write_report(path, ["pytest", *session.config.invocation_params.args])
 
 
-LIVE = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed: pip install -e '.[parity]'")
+WITH_PYTORCH = [
+    pytest.mark.pytorch,
+    pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed: pip install -e '.[parity]'"),
+]
 
 
-@pytest.fixture(params=["golden", pytest.param("live", marks=LIVE)])
+@pytest.fixture(params=["golden", pytest.param("live", marks=WITH_PYTORCH)])
 def pytorch(request):
     """PyTorch's numbers: as kept in tests/golden, and, where it is installed, computed now."""
     from parity import Oracle

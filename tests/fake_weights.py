@@ -1,6 +1,7 @@
-"""State dicts as PyTorch would give them, written down by hand from the published network's names and shapes."""
+"""State dicts as PyTorch would give them."""
 
 import numpy as np
+from golden.cases import tensor_shapes
 
 from jaxresnet.config import ModelConfig
 
@@ -9,26 +10,7 @@ SMALL = ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)
 
 def torch_shapes(config):
     """{name: shape} without the counts of training steps."""
-    shapes = {}
-
-    def conv_bn(conv, bn, features_in, features, kernel):
-        shapes[f"{conv}.weight"] = (features, features_in, kernel, kernel)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{bn}.{name}"] = (features,)
-
-    width = config.width
-    conv_bn("conv1", "bn1", 3, width, 3)
-    for stage, num_blocks in enumerate(config.stage_sizes, start=1):
-        features = config.width * 2 ** (stage - 1)
-        for j in range(num_blocks):
-            block = f"layer{stage}.{j}"
-            conv_bn(f"{block}.conv1", f"{block}.bn1", width, features, 3)
-            conv_bn(f"{block}.conv2", f"{block}.bn2", features, features, 3)
-            if width != features:
-                conv_bn(f"{block}.shortcut.0", f"{block}.shortcut.1", width, features, config.shortcut_kernel)
-            width = features
-    shapes["linear.weight"], shapes["linear.bias"] = (config.num_classes, width), (config.num_classes,)
-    return shapes
+    return dict(tensor_shapes(config))
 
 
 def state_dict(config=SMALL, steps=None, seed=0):

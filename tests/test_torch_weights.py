@@ -10,8 +10,8 @@ import pytest
 from fake_weights import SMALL, assert_same_arrays, numbers, state_dict, torch_shapes
 from tiny import assert_same_bits
 
-from jaxresnet.config import ModelConfig
-from jaxresnet.errors import UserError, WeightsError
+from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.errors import ConfigError, UserError, WeightsError
 from jaxresnet.model import build_model
 from jaxresnet.torch_weights import counted_batches, from_torch, model_config_of, to_torch, torch_arrays
 
@@ -342,3 +342,35 @@ def test_a_network_in_place_of_its_state_dict_is_refused(torch):
     assert refusal(torch.nn.Linear(2, 2))[0] == (
         "expected a state dict, name -> tensor, found Linear; give net.state_dict()"
     )
+
+
+@pytest.mark.parametrize("count", ["abc", None, 3.7, float("nan"), np.array([1, 2]), np.float32(2)])
+def test_a_count_that_is_no_whole_number_is_refused(count):
+    with pytest.raises(WeightsError, match="num_batches_tracked: expected a whole number"):
+        counted_batches({"bn1.num_batches_tracked": count})
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "module.module."])
+def test_what_wrappers_put_before_names_is_left_out(prefix):
+    tensors = numbers(steps=3)
+    wrapped = {"state_dict": {prefix + name: array for name, array in tensors.items()}, "epoch": 3}
+    assert_same_bits(from_torch(wrapped), from_torch(tensors))
+    assert counted_batches(wrapped) == 3
+
+
+def test_nothing_known_is_said_so_in_a_line():
+    with pytest.raises(WeightsError) as error:
+        from_torch({"backbone": {}, "head.weight": np.ones((2, 3))})
+    assert str(error.value).endswith("found 'backbone', 'head.weight'. Give the state dict itself")
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_file_cannot_have_a_vast_network_be_built():
+    tensors = numbers() | {f"layer1.{i}.x": np.ones(1, np.float32) for i in range(5000)}
+    with pytest.raises(WeightsError, match=r"no network here has stage_sizes=\(5000, 1\)"):
+        from_torch(tensors)
+
+
+def test_a_config_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match="config: expected a ModelConfig or None, found TrainConfig"):
+        from_torch(numbers(), TrainConfig())

@@ -110,7 +110,7 @@ def test_a_converted_folder_is_a_run_that_predicts(tmp_path):
     loaded = load_variables(tmp_path / "new" / "run")
     assert loaded.config == TrainConfig(model=SMALL, optim=OptimConfig(lookahead=False))
     assert loaded.step == 7 and loaded.record["history"] == []
-    converted = {"source": "a.safetensors", "weights": None, "accuracy": None, "epoch": None}
+    converted = {"source": "a.safetensors", "weights": None, "accuracy": None, "epoch": None, "config": None}
     assert loaded.record["converted"] == converted
     assert_same_bits(loaded.variables, from_torch(tensors))
     images = ((IMAGES / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]).astype(np.float32)
@@ -125,6 +125,21 @@ def test_a_converted_folder_is_not_continued_as_another_run(tmp_path, tiny_data)
     convert(save(tmp_path / "a.safetensors", numbers(MODEL)), tmp_path / "run")
     with pytest.raises(ResultsError, match="holds a run with other settings"):
         jr.fit(config, tiny_data, tmp_path / "run", devices=jax.devices()[:1])
+
+
+def test_a_folder_of_one_set_of_weights_gives_no_other(tmp_path):
+    """Neither a run without Lookahead nor what was converted from one with it."""
+    write_run(tmp_path / "bare", replace(RUN, optim=OptimConfig(lookahead=False)))
+    write_run(tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "fast", "fast")
+    assert load_variables(tmp_path / "fast").record["converted"]["config"] == to_dict(RUN)
+    for folder in ("bare", "fast"):
+        assert load_variables(tmp_path / folder).weights == "fast"
+        with pytest.raises(jr.ConfigError, match=f"weights='slow': .*{folder} holds one set of weights"):
+            convert(tmp_path / folder, tmp_path / "slow.safetensors", "slow")
+    assert convert(tmp_path / "fast", tmp_path / "a.safetensors").kind == "fast"
+    assert convert(tmp_path / "fast", tmp_path / "again").kind == "fast"
+    assert load_variables(tmp_path / "again").record["converted"]["config"] == to_dict(RUN)
 
 
 def test_counts_that_a_folder_cannot_hold_are_clipped(tmp_path):
@@ -324,7 +339,8 @@ def test_a_published_file_there_and_back(torch, tmp_path):
     source = save_pth(torch, tmp_path / "a.pth", prefixed, acc=91.26, epoch=50)
     convert(source, tmp_path / "run")
     record = load_variables(tmp_path / "run").record
-    assert record["converted"] == {"source": "a.pth", "weights": None, "accuracy": 91.26, "epoch": 50}
+    converted = {"source": "a.pth", "weights": None, "accuracy": 91.26, "epoch": 50, "config": None}
+    assert record["converted"] == converted
     for i, start in enumerate((source, tmp_path / "run")):
         convert(start, tmp_path / f"{i}.pth", wrap=True)
         wrapped = load_pth(torch, tmp_path / f"{i}.pth")
@@ -341,7 +357,9 @@ def test_acc_and_epoch_that_are_no_numbers_are_left_out(torch, tmp_path):
         assert read.accuracy is None and read.epoch == 3
         assert "holds no test or validation accuracy" in refused(source, tmp_path / "out.pth", wrap=True)
     source = save_pth(torch, tmp_path / "tensor.pth", numbers(), acc=torch.tensor(91.5), epoch=torch.tensor(4))
-    assert read_weights(source)[-2:] == (91.5, 4)
+    read = read_weights(source)
+    assert (read.accuracy, read.epoch) == (91.5, 4)
+    assert read_weights(save_pth(torch, tmp_path / "vast.pth", numbers(), acc=10**400, epoch=3)).accuracy is None
 
 
 @pytest.mark.parametrize(
@@ -365,12 +383,12 @@ def test_an_accuracy_that_is_not_known_is_not_made_up(torch, tmp_path):
     write_run(tmp_path / "run")
     assert "accuracy of these weights" in refused(tmp_path / "run", tmp_path / "a.pth", "fast", wrap=True)
     write_run(tmp_path / "bare", replace(RUN, optim=OptimConfig(lookahead=False)))
-    convert(tmp_path / "bare", tmp_path / "b.pth", "fast", wrap=True)  # both are the same there
+    convert(tmp_path / "bare", tmp_path / "b.pth", wrap=True)
     assert load_pth(torch, tmp_path / "b.pth")["acc"] == 30.5
     write_run(tmp_path / "stopped", history=[], best_step=None)
-    assert "accuracy of these weights" in refused(tmp_path / "stopped", tmp_path / "a.pth", wrap=True)
+    assert "accuracy and no epoch of these weights" in refused(tmp_path / "stopped", tmp_path / "a.pth", wrap=True)
     source = save_pth(torch, tmp_path / "plain.pth", numbers())
-    assert "accuracy of these weights" in refused(source, tmp_path / "a.pth", wrap=True)
+    assert "accuracy and no epoch of these weights" in refused(source, tmp_path / "a.pth", wrap=True)
     assert not (tmp_path / "a.pth").exists()
 
 
@@ -425,8 +443,8 @@ def test_what_is_no_pth_of_weights_is_refused(torch, tmp_path):
     assert "b.pth: not a file" in refused(tmp_path / "b.pth", tmp_path / "run")
     torch.save(torch.ones(3), tmp_path / "c.pth")
     assert "c.pth: holds Tensor, expected a state dict" in refused(tmp_path / "c.pth", tmp_path / "run")
-    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "d.pth")
-    assert "state_dict: cannot be read: found dict, not a tensor" in refused(tmp_path / "d.pth", tmp_path / "run")
+    torch.save({"epoch": 3, "weights": {}}, tmp_path / "d.pth")
+    assert "found 'epoch', 'weights'. Give the state dict itself" in refused(tmp_path / "d.pth", tmp_path / "run")
 
 
 @pytest.mark.parametrize("version, safe", [("2.5.1+cpu", False), ("1.13.0", False), ("2.6.0", True), ("3.0.0a1", True)])

@@ -20,8 +20,10 @@ sys.path.insert(0, str(FOLDER.parent))  # to run it as a script
 
 from golden import cases  # noqa: E402
 
-# What another processor, another number of threads or another PyTorch may change; a tenth of the tests' tolerances.
-ROUNDING = {"logits": 1e-6, "gradients": 1e-5, "batch_norms": 1e-6, "descents": 1e-6, "rates": 1e-6, "losses": 1e-4}
+# What another processor, another number of threads or another PyTorch may change; a tenth of the tests' tolerances or
+# less.
+ROUNDING = {"logits": 1e-6, "gradients": 1e-5, "batch_norms": 1e-6, "descents": 1e-6, "rates": 1e-7, "losses": 1e-4}
+ROUNDING_IN_FLOAT64 = 1e-7
 
 
 def golden_path(quantity: str) -> Path:
@@ -60,10 +62,11 @@ def main() -> None:
         with np.load(golden_path(quantity)) as kept:
             errors = {name: cases.error(arrays[name], kept[name]) for name in arrays.keys() & set(kept.files)}
             differing = sorted(arrays.keys() ^ set(kept.files))
-        worst = max(errors, key=lambda name: errors[name])
-        ok = errors[worst] <= ROUNDING[quantity] and not differing
+        allowed = {name: min(ROUNDING[quantity], ROUNDING_IN_FLOAT64 if "float64" in name else 1) for name in errors}
+        worst = max(errors, key=lambda name: errors[name] / allowed[name])
+        ok = errors[worst] <= allowed[worst] and not differing
         print(
-            f"{quantity}: largest change {errors[worst]:.1e} of {ROUNDING[quantity]:.0e} ({worst})"
+            f"{quantity}: largest change {errors[worst]:.1e} of {allowed[worst]:.0e} ({worst})"
             + "".join(f"\n  only in one of them: {name}" for name in differing)
             + ("" if ok else "  FAILED")
         )

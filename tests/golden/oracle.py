@@ -12,10 +12,9 @@ from golden import cases
 from torch import nn
 from torch.nn import functional
 
-from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 
 Arrays = dict[str, np.ndarray]
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class Block(nn.Module):
@@ -207,19 +206,23 @@ def descents() -> Arrays:
     return found
 
 
+def make_scheduler(config: OptimConfig, inner: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Over `schedule_length` of its own steps."""
+    length = config.schedule_length
+    if config.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            inner, config.learning_rate, total_steps=length, pct_start=config.warmup_fraction
+        )
+    return torch.optim.lr_scheduler.CosineAnnealingLR(inner, T_max=length)
+
+
 def rates() -> Arrays:
     """The learning rate before every step of each scheduler, and what OneCycle makes of the momentum."""
     found = {}
-    for name, (config, count, length) in cases.RATES.items():
+    for name, (config, count) in cases.RATES.items():
         inner = optimizer(replace(config, lookahead=False), [torch.zeros(1, requires_grad=True)])
         assert isinstance(inner, torch.optim.Optimizer)
-        scheduler: torch.optim.lr_scheduler.LRScheduler
-        if config.schedule == "onecycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                inner, config.learning_rate, total_steps=length, pct_start=config.warmup_fraction
-            )
-        else:
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(inner, T_max=length)
+        scheduler = make_scheduler(config, inner)
         path, momenta = [], []
         for _ in range(count):
             (group,) = inner.param_groups
@@ -232,22 +235,6 @@ def rates() -> Arrays:
     return found
 
 
-def augment(images: np.ndarray, draws: cases.Draws, config: AugmentConfig, dtype: str = "float32") -> np.ndarray:
-    """On the host, an image at a time: crop from a black border, mirror, normalise, cut out. uint8 to `dtype`."""
-    pad, hole = config.crop_padding, config.cutout_size
-    mean, std = np.array(MEAN, dtype), np.array(STD, dtype)
-    result = np.empty(images.shape, dtype)
-    for i, image in enumerate(images):
-        padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        image = padded[draws.crop_y[i] :, draws.crop_x[i] :][:32, :32]
-        image = image[:, ::-1] if draws.flip[i] else image
-        result[i] = (image.astype(dtype) / 255 - mean) / std
-        top, left = (max(0, centre[i] - hole // 2) for centre in (draws.cutout_y, draws.cutout_x))
-        bottom, right = (max(0, centre[i] - hole // 2 + hole) for centre in (draws.cutout_y, draws.cutout_x))
-        result[i, top:bottom, left:right] = 0
-    return result
-
-
 def training_steps(
     config: TrainConfig,
     tensors: Arrays,
@@ -257,7 +244,8 @@ def training_steps(
     dtype: str = "float32",
     nudge: float = 0.0,
 ) -> Iterator[tuple[float, ResNet]]:
-    """(loss before the step, network after it) for every whole batch of an epoch, at the learning rate's peak.
+    """(loss before the step, network after it) for every whole batch of an epoch. A schedule that moves once an epoch
+    is at its peak.
 
     nudge: the part by which each weight of the first layer is made larger or smaller before."""
     net = network(config.model, tensors).to(getattr(torch, dtype))
@@ -265,18 +253,23 @@ def training_steps(
     signs = torch.from_numpy(cases.uniform("nudge", tuple(first.shape)) - 0.5).sign()
     first.mul_(1 + nudge * signs.to(first.dtype))
     tx = optimizer(config.optim, list(net.parameters()))
+    inner = tx.inner if isinstance(tx, Lookahead) else tx
+    scheduler = make_scheduler(config.optim, inner) if config.optim.schedule_unit == "step" else None
     for start in range(0, len(draws.order) - config.batch_size + 1, config.batch_size):
         rows = cases.Draws(*(column[start : start + config.batch_size] for column in draws))
-        batch = augment(images[rows.order], rows, config.augment, dtype)
+        batch = cases.augmented(cases.cropped(images[rows.order], rows, config.augment), rows, config.augment, dtype)
         loss = loss_and_gradients(net, batch, labels[rows.order])["loss"]
         tx.step()
+        if scheduler:
+            scheduler.step()
         yield float(loss), net
 
 
 def losses(name: str) -> Arrays:
-    """Of the first steps of a published protocol, (steps,): see `cases.TRAININGS`."""
+    """Of the first steps of a published protocol, (steps,), and some tensors after them: see `cases.TRAININGS`."""
     config, _, dtype = cases.TRAININGS[name]
     images, labels = cases.training_set(name)
     draws = cases.draws(len(images), config.augment)
-    steps = training_steps(config, cases.initial_state_dict(config.model), images, labels, draws, dtype)
-    return {"losses": np.float64([loss for loss, _ in steps])}
+    steps = list(training_steps(config, cases.initial_state_dict(config.model), images, labels, draws, dtype))
+    last = numpy(steps[-1][1].state_dict())
+    return {"losses": np.float64([loss for loss, _ in steps]), **{name: last[name] for name in cases.LOOKED_AT}}

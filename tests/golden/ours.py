@@ -77,8 +77,9 @@ def training_steps(
         state = _start(config, variables)
         num_steps = len(draws.order) // config.batch_size
         hypers = epoch_hypers(config.optim, num_steps, config.num_epochs, 0)
-        assert (hypers.learning_rate == np.float32(config.optim.learning_rate)).all()  # at the peak, as there
-        hypers = per_step(jax.tree.map(np.dtype(dtype).type, hypers_of(config.optim)), num_steps)
+        if config.optim.schedule_unit == "epoch":  # then all steps are at the peak, which float64 knows better
+            assert (hypers.learning_rate == np.float32(config.optim.learning_rate)).all()
+            hypers = per_step(jax.tree.map(np.dtype(dtype).type, hypers_of(config.optim)), num_steps)
         given = replicate((hypers, images, labels, EpochPlan(*draws)), devices)
         state = replicate(state, devices)
         for step in range(num_steps):
