@@ -1,4 +1,4 @@
-"""Print the README's tables from the files under results/, so that no figure in it is typed by hand.
+"""Print the tables of README.md and docs/parity.md from the files under results/, so that none is typed by hand.
 
     python benchmarks/readme_tables.py
 
@@ -6,6 +6,7 @@ A test holds the README against this.
 """
 
 import json
+import statistics
 from pathlib import Path
 
 import jaxresnet as jr
@@ -107,8 +108,64 @@ def benchmark_table() -> str:
     return "\n".join(lines)
 
 
+def parity_table() -> str:
+    """What the parity tests noted: `pytest tests/test_parity_*.py --parity-report results/parity.json`."""
+    quantities: dict[str, dict[str, dict]] = {}
+    for row in json.loads((RESULTS / "parity.json").read_text())["quantities"]:
+        quantities.setdefault(row["quantity"], {})[row["against"]] = row
+    lines = [
+        "| quantity | arrays compared | largest error | against the goldens | tolerance |",
+        "|---|---|---|---|---|",
+    ]
+    for quantity, against in quantities.items():
+        live = against.get("live") or against["NumPy"]
+        error = f"{live['error']:.1e}" + (" (NumPy)" if "NumPy" in against else "")
+        golden = f"{against['golden']['error']:.1e}" if "golden" in against else ""
+        lines.append(f"| {quantity} | {live['comparisons']} | {error} | {golden} | {live['tolerance']:.0e} |")
+    return "\n".join(lines)
+
+
+PARITY_TRAININGS = {
+    "adam_128, float64": "parity-training-adam_128-float64.json",
+    "adam_128, float64, width 8": "parity-training-adam_128-float64-width-8.json",
+    "adam_128, float32": "parity-training-adam_128-float32.json",
+    "sgd_128, float32": "parity-training-sgd_128-float32.json",
+}
+PARITY_STEPS = ("1", "5", "10", "20", "50", "100", "200")
+
+
+def parity_training_table() -> str:
+    """What `benchmarks/parity_training.py` measured: the largest difference of the loss so far."""
+    lines = [
+        f"| run | against PyTorch | {' | '.join(f'step {n}' for n in PARITY_STEPS)} | the end | first beyond 1e-3 |",
+        "|---" * (len(PARITY_STEPS) + 4) + "|",
+    ]
+    for name, file in PARITY_TRAININGS.items():
+        measured = json.loads((RESULTS / file).read_text())
+        for side, found in measured["against_pytorch"].items():
+            until = found["largest_relative_loss_difference_until_step"]
+            cells = [f"{until[n]:.0e}" if n in until else "" for n in PARITY_STEPS]
+            last = max(until, key=int)
+            cells.append(f"{until[last]:.0e} ({last})")
+            first = found["first_step_beyond_1e-3"]
+            cells.append("none" if first is None else f"step {first}")
+            lines.append(f"| {name} | {side} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parity_gradient_table() -> str:
+    """What `benchmarks/parity_gradients.py` found of float32 gradients, against PyTorch's in float64."""
+    errors = json.loads((RESULTS / "parity-gradients.json").read_text())["errors"]
+    lines = ["| float32 gradients of | smallest error | median | largest | batches |", "|---|---|---|---|---|"]
+    for side, found in errors.items():
+        numbers = f"{min(found):.0e} | {statistics.median(found):.0e} | {max(found):.0e}"
+        lines.append(f"| {side} | {numbers} | {len(found)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
         print(f"\n{comparison}\n\n{subset_table(comparison)}")
     print(f"\n{models_table()}\n\n{benchmark_table()}")
+    print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")

@@ -214,3 +214,9 @@ def test_more_than_ten_blocks_keep_their_order():
     logits, after = built.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(IMAGES), False)
     np.testing.assert_array_equal(logits, np.full((4, 10), 3))
     jax.tree.map(np.testing.assert_array_equal, after, variables)
+
+
+def test_weights_are_float32_where_jax_has_float64_too():
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda: build_model(TINY).init(jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

@@ -1,9 +1,11 @@
 """Every command and snippet of the README runs. Data and network are shrunk; the words are the README's own."""
 
+import json
 import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import jaxresnet as jr
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+HAS_TORCH = find_spec("torch") is not None
 TINY = "--stage-sizes 1 1 --width 4 --pool-size 16 --batch-size 64 --num-epochs 1 --eval-batch-size 128"
 
 
@@ -55,7 +58,14 @@ def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as Python does for a script
     monkeypatch.setattr("jaxresnet.model_table._turn", lambda *args: lambda: 0.01)  # full networks would take minutes
     ran = 0
+    if HAS_TORCH:
+        import torch
+
+        config = jr.ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)
+        torch.save(jr.to_torch(jax.jit(jr.build_model(config).init)(jax.random.key(0))), "ckpt.pth")
     for command in (c for c in commands() if c.startswith("python ")):
+        if ".pth" in command and not HAS_TORCH:
+            continue
         script = command.split()[1]
         if script == "-m" or "--help" in command or "model_parameters" in command:
             extra = ""
@@ -75,6 +85,8 @@ def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
     assert "Lookahead minus Adam" in printed or "better than" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(folder in page for folder in folders) and "model_parameters" in page
+    assert (tmp_path / "fast.safetensors").is_file()
+    assert (tmp_path / "again.pth").is_file() == (tmp_path / "run").is_dir() == HAS_TORCH
 
 
 def test_the_library_snippet(small_data, capsys):
@@ -124,3 +136,20 @@ def test_every_number_of_the_tables_comes_from_results():
     assert len(tables["FIRST_PUBLISHED"]) == 3
     for comparison in tables["FIRST_PUBLISHED"]:
         assert tables["subset_table"](comparison) in README, comparison
+
+
+def test_every_number_of_the_parity_page_comes_from_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
+    page = (ROOT / "docs" / "parity.md").read_text()
+    for name in ("parity_table", "parity_training_table", "parity_gradient_table"):
+        assert tables[name]() in page, name
+    assert all(
+        f"results/{file}" in page
+        for file in ("parity.json", "parity-gradients.json", *tables["PARITY_TRAININGS"].values())
+    )
+
+
+def test_the_parity_tests_passed_when_their_errors_were_written_down():
+    rows = json.loads((ROOT / "results" / "parity.json").read_text())["quantities"]
+    assert {row["against"] for row in rows} == {"golden", "live", "NumPy"}
+    assert all(row["error"] <= row["tolerance"] for row in rows)
