@@ -11,7 +11,7 @@ is imported where it is used.
 from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
 from jaxresnet.cifar10 import load_cifar10
 from jaxresnet.cli import run_experiment
-from jaxresnet.compare import Comparison, Hooks, compare
+from jaxresnet.compare import Comparison, Hooks, RunsFailed, compare
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError, WeightsError
@@ -21,6 +21,7 @@ from jaxresnet.model import Model, ResNet, build_model, count_params
 from jaxresnet.model_table import measure_models, problem_here, published_models, widest_under_budget
 from jaxresnet.optim import lookahead, make_momentum_schedule, make_optimizer, make_schedule
 from jaxresnet.predict import load_variables, predict
+from jaxresnet.processes import distributed
 from jaxresnet.published import SOURCE, Published, intended, published
 from jaxresnet.report import Report, TreeReport, render, render_tree
 from jaxresnet.state import TrainState, create_train_state, eval_variables
@@ -52,6 +53,7 @@ __all__ = [
     "ResNet",
     "Result",
     "ResultsError",
+    "RunsFailed",
     "Split",
     "TrainConfig",
     "TrainState",
@@ -65,6 +67,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "create_train_state",
+    "distributed",
     "epoch_plan",
     "eval_variables",
     "evaluate_runs",

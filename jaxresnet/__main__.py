@@ -1,5 +1,6 @@
-"""`python -m jaxresnet` with `summary`, `report FOLDER` or `convert SOURCE TARGET`."""
+"""`python -m jaxresnet` with `summary`, `report FOLDER`, `convert SOURCE TARGET` or `launch --processes N SCRIPT`."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,14 @@ from jaxresnet.errors import UserError
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["launch"]:  # passes on the script's flags, which tyro would take for its own
+        from jaxresnet.launch import main as launch
+
+        try:
+            sys.exit(launch(sys.argv[2:]))
+        except UserError as e:
+            fail(e)
+
     import tyro
 
     subcommands = tyro.extras.SubcommandApp()

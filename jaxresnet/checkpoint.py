@@ -1,22 +1,37 @@
-"""Checkpoints with Orbax: the last and the best of a run, each whole or not there at all.
+"""Checkpoints with Orbax: the last two and the best of a run, each whole or not there at all.
 
 A checkpoint holds arrays (the train state and the epoch's running totals) and a record of plain JSON (config,
-history, position). The only file that knows Orbax, which is imported when a checkpoint is first touched.
+history, position). Every byte of both is covered by a checksum: the arrays by those of Orbax's storage, the record by
+one of ours. The only file that knows Orbax, which is imported when a checkpoint is first touched.
 """
 
+import gc
+import json
+import logging
+import shutil
+import sys
+import tempfile
 import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from jaxresnet.errors import ResultsError
+from jaxresnet.errors import ResultsError, StorageError
 from jaxresnet.metrics import TrainTotals
 from jaxresnet.state import TrainState
 
 # Runs of several devices save from several threads. Orbax numbers its operations for the whole process and looks the
 # number up again while it works: of two at once, one waits for the other's signals and fails after minutes.
 _ONE_AT_A_TIME = threading.Lock()
+
+_RECORD = "_CHECKPOINT_METADATA"  # Orbax's file that holds the record, under "custom_metadata"
+_TEMPORARY = "*.orbax-checkpoint-tmp*"  # Orbax's folders that are being written
 
 
 class Saved(NamedTuple):
@@ -27,86 +42,276 @@ class Saved(NamedTuple):
     record: dict[str, Any]
 
 
-class _KeepLastAndBest:
-    """Orbax preservation policy: the newest checkpoint, and the one at `best_step`."""
+class DamagedError(ResultsError):
+    """A checkpoint that cannot be read, or is not what was written."""
 
-    best_step: int | None = None
+
+class _KeepTwoAndBest:
+    """Orbax preservation policy: the newest two checkpoints, so that one may be damaged, and what was best at each."""
+
+    best_steps: tuple[int | None, ...] = ()
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        return [c.step == self.best_step or c is checkpoints[-1] for c in checkpoints]
+        kept = {*self.best_steps, *(c.step for c in checkpoints[-2:])}
+        return [c.step in kept for c in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one run in `directory`, named by optimiser step. Use as a context manager.
 
     read_only: leaves the folder as it is. Else what a killed process left half-written there is removed, which would
-    take it from under a process that is writing now.
+    take it from under a process that is writing now, and damaged checkpoints are renamed to damaged-<step>.
+    damaged: [what was wrong with each checkpoint that was set aside, ...], newest first. damaged_before: [folders of
+    those set aside by earlier processes, ...]. half_written: [folders that a killed process was writing, ...].
+
+    Raises StorageError where the folder or the disk cannot be written to.
     """
 
     def __init__(self, directory: str | Path, read_only: bool = False):
-        from orbax.checkpoint import v1 as ocp
-
         self.directory = Path(directory).resolve()
-        self._keep = _KeepLastAndBest()
+        self.damaged: list[str] = []
+        self.damaged_before = sorted(self.directory.glob("damaged-*"))
+        self.half_written: list[Path] = []
+        self._keep, self._read_only = _KeepTwoAndBest(), read_only
         try:
             if not read_only:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self._orbax = ocp.training.Checkpointer(
-                self.directory,
+                self.half_written = self._remove_half_written()
+                self._set_aside_where(_record_is_damaged)
+            try:
+                self._open()
+            except (ValueError, RecursionError):  # of one record that Orbax cannot read it does not say which
+                if read_only:
+                    raise
+                self._set_aside_where(self._orbax_refuses)
+                self._open()
+        except OSError as e:
+            if read_only:
+                raise ResultsError(f"{self.directory}: cannot be read ({e}); choose another folder") from e
+            raise StorageError(f"{self.directory}: cannot keep checkpoints there ({e}); choose another folder") from e
+        except (ValueError, RecursionError) as e:
+            raise DamagedError(f"{self.directory}: holds a damaged checkpoint ({_first_line(e)})") from e
+
+    def _open(self) -> None:
+        self._orbax = self._orbax_at(self.directory)
+
+    def _orbax_at(self, directory: Path) -> Any:
+        from orbax.checkpoint import v1 as ocp
+
+        with _one_process():
+            return ocp.training.Checkpointer(
+                directory,
                 # Every call of `save` saves: when to save is the train loop's decision.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=self._keep,
-                cleanup_tmp_directories=not read_only,
+                cleanup_tmp_directories=False,  # a thread would, and complain where the process ends before it has
             )
-        except OSError as e:
-            remedy = "cannot be read" if read_only else "cannot keep checkpoints there"
-            raise ResultsError(f"{self.directory}: {remedy} ({e}); choose another folder") from e
+
+    def _set_aside_where(self, is_damaged: Callable[[Path], bool]) -> None:
+        for folder in sorted(self.directory.iterdir(), reverse=True):
+            if folder.name.isdigit() and (folder / _RECORD).is_file() and is_damaged(folder):
+                self._rename(folder, "its record is damaged")
+
+    def _orbax_refuses(self, folder: Path) -> bool:
+        """Whether Orbax cannot open a folder that holds nothing but this checkpoint's record."""
+        with tempfile.TemporaryDirectory() as alone:
+            (Path(alone) / folder.name).mkdir()
+            shutil.copy(folder / _RECORD, Path(alone) / folder.name)
+            try:
+                self._orbax_at(Path(alone)).close()
+            except (ValueError, RecursionError):
+                return True
+        return False
+
+    def _rename(self, folder: Path, reason: str) -> None:
+        if not folder.exists():
+            self.damaged.append(f"{folder}: is not there")
+            return
+        aside = folder.with_name(f"damaged-{folder.name}")
+        number = 1
+        while aside.exists():  # an older one of the same step
+            number += 1
+            aside = folder.with_name(f"damaged-{folder.name}-{number}")
+        folder.rename(aside)
+        self.damaged.append(f"{folder}: {reason}; kept as {aside.name}")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._orbax.close()
+        with suppress(OSError, ValueError) if exc[0] else nullcontext():
+            self._orbax.close()
+
+    def _abandon(self) -> None:
+        """Close after a failed save, which Orbax raises once more, and make room."""
+        with suppress(OSError, ValueError):
+            self._orbax.close()
+        self._remove_half_written(ignore_errors=True)
+        gc.collect()  # what the save had begun and nobody waits for, which complains then
+
+    def _remove_half_written(self, ignore_errors: bool = False) -> list[Path]:
+        found = sorted(self.directory.glob(_TEMPORARY))
+        for folder in found:
+            shutil.rmtree(folder, ignore_errors)
+        return found
 
     def save(self, state: TrainState, totals: TrainTotals, record: dict[str, Any], best_step: int | None) -> None:
-        """Write a checkpoint named by state.step and delete all others but the one at `best_step`.
+        """Write a checkpoint named by state.step and delete all others but the one before it, the one at `best_step`,
+        and the one that was best before: those that are needed where this one is damaged.
 
-        Returns when the checkpoint is complete on disk. Does nothing if that step is there already.
+        Returns when the checkpoint is complete on disk. Does nothing if that step is there already. Raises
+        StorageError where it cannot be written, and nothing more can then be; those before it stay.
         """
-        self._keep.best_step = best_step
-        step = int(state.step)
-        if any(c.step == step for c in self._orbax.checkpoints):
+        step, before = int(state.step), self.last_step()
+        if step in self.steps():
             return
+        self._keep.best_steps = (best_step, self.record(before).get("best_step") if before is not None else None)
         arrays = {"state": state, "totals": totals}
-        with _ONE_AT_A_TIME:
+        record = {**record, "arrays": _shapes(arrays)}
+        with _ONE_AT_A_TIME, _hushed():
+            problem = self._saved(step, arrays, {**record, "crc32": _crc32(record)})
+            if problem is None:
+                return
+            self._abandon()
+        raise StorageError(
+            f"{self.directory}: a checkpoint cannot be written ({problem}). Those before it are intact: make room, and "
+            "the same command continues"
+        )
+
+    def _saved(self, step: int, arrays: Any, record: dict[str, Any]) -> str | None:
+        """Save, and return what went wrong, in words: the error itself would keep alive all that the save had begun."""
+        try:
             self._orbax.save(step, arrays, custom_metadata=record)
+        except (OSError, ValueError) as e:  # TensorStore raises ValueError for a full disk
+            return _first_line(e)
+        return None
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, newest first."""
+        return sorted((int(c.step) for c in self._orbax.checkpoints), reverse=True)
 
     def last_step(self) -> int | None:
         """The newest checkpoint's step, None where there is none."""
-        latest = self._orbax.latest
-        return None if latest is None else int(latest.step)
+        return next(iter(self.steps()), None)
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON part of the checkpoint at `step`, without its arrays."""
+        if not (self.directory / str(step) / _RECORD).is_file():
+            raise DamagedError(f"{self.directory}/{step}: its record is missing, or it is not a checkpoint")
         try:
             record = self._orbax.metadata(step).custom_metadata
-        except (ValueError, OSError, KeyError):
-            record = None
+        except (ValueError, OSError, KeyError, RecursionError) as e:
+            raise self._unreadable(step, e) from e
         if not isinstance(record, dict) or "config" not in record:
             raise ResultsError(f"{self.directory}/{step}: not a checkpoint of jaxresnet; move it away or change --out")
-        return record
+        if record.get("crc32") not in (None, _crc32(record)):
+            raise DamagedError(f"{self.directory}/{step}: its record is damaged")
+        return {name: value for name, value in record.items() if name not in ("arrays", "crc32")}
 
     def restore(self, step: int, state: TrainState, totals: TrainTotals) -> Saved:
-        """The checkpoint at `step`, laid out on devices as `state` and `totals`, which only give the shapes."""
+        """The checkpoint at `step`, laid out on devices as `state` and `totals`, which only give the shapes; in
+        NumPy arrays where they are."""
+        record = self.record(step)
         abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), {"state": state, "totals": totals}
+            lambda a: a if isinstance(a, np.ndarray) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+            {"state": state, "totals": totals},
         )
+        found = self._orbax.metadata(step).custom_metadata.get("arrays")  # older versions kept none
+        self._check_arrays(step, found, _shapes(abstract))
         try:
             with _ONE_AT_A_TIME:
                 arrays = self._orbax.load(step, abstract)
-        except (ValueError, OSError, KeyError) as e:
+        except (ValueError, OSError, KeyError, RecursionError) as e:
+            raise self._unreadable(step, e) from e
+        return Saved(arrays["state"], arrays["totals"], record)
+
+    def _check_arrays(self, step: int, found: dict[str, str] | None, wanted: dict[str, str]) -> None:
+        """Raise ResultsError where a checkpoint, though whole, holds other arrays than a run has."""
+        found = found or wanted
+        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        if names:
+            name = names[0]
             raise ResultsError(
-                f"{self.directory}/{step}: the checkpoint cannot be read ({str(e).splitlines()[0]}). "
-                "Delete that folder to go on from the one before, or the run's whole folder to start anew"
-            ) from e
-        return Saved(arrays["state"], arrays["totals"], self.record(step))
+                f"{self.directory}/{step}: holds other arrays than this network and these versions of jaxresnet, JAX "
+                f"and Optax make: {name} is {found.get(name, 'not there')}, not {wanted.get(name, 'wanted')}, and so "
+                f"on, {len(names)} in all. Use what it was made with, or another output folder"
+            )
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Rename the checkpoint at `step`, which is damaged, if it is there at all."""
+        self._orbax.close()
+        self._rename(self.directory / str(step), reason)
+        self._open()
+
+    def _unreadable(self, step: int, error: Exception) -> DamagedError:
+        return DamagedError(f"{self.directory}/{step}: the checkpoint cannot be read ({_first_line(error)})")
+
+
+def _record_is_damaged(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())["custom_metadata"]
+        return bool(record) and record.get("crc32") not in (None, _crc32(record))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return True
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Of several processes that share a run this one alone keeps checkpoints: a `Checkpointer` that is made inside
+    waits for no other."""
+    if jax.process_count() == 1:
+        yield
+        return
+    from orbax.checkpoint import checkpoint_manager
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    # Orbax refuses to make the folder with these options, and the new interface cannot say that it is there.
+    make, checkpoint_manager._create_root_directory = checkpoint_manager._create_root_directory, lambda *_: None
+    try:
+        with context:
+            yield
+    finally:
+        checkpoint_manager._create_root_directory = make
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without Orbax's word on what it raises: it logs that from each of its threads, with a traceback each, and what
+    finishes after the first failure finds its event loop closed."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = log.level
+
+    def other(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = other
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _shapes(arrays: Any) -> dict[str, str]:
+    """{path: "float32 (3, 3)"} of a tree of anything with shape and dtype."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{a.dtype} {tuple(a.shape)}"
+        for path, a in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    """Of the JSON of `record`, the checksum itself left out."""
+    return zlib.crc32(json.dumps({k: v for k, v in record.items() if k != "crc32"}, sort_keys=True).encode())
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip('"').splitlines()[0]
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-100:]}"  # the system's reason is at the end

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jaxresnet.cifar10_files import BATCH_FOLDERS, BATCH_SUFFIX, BATCHES, Splits, batch_size_limit, parse_batches
-from jaxresnet.errors import DataError
+from jaxresnet.errors import DataError, short
 
 OFFICIAL_MD5 = {
     "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
@@ -22,16 +22,23 @@ AGAIN = "Download the archive again"
 
 
 class _BoundedStream:
-    """A readable stream that refuses to give more than `limit` bytes: a small gzip file can unpack to terabytes."""
+    """A readable stream that refuses to give more than `limit` bytes: a small gzip file can unpack to terabytes.
+
+    And to be read at its end again and again: `tarfile` would, for a member that says it has exabytes, until it has
+    passed over all of them.
+    """
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
-        self.stream, self.left = stream, limit
+        self.stream, self.left, self.reads_at_end = stream, limit, 0
 
     def read(self, size: int) -> bytes:
         chunk = self.stream.read(min(size, self.left + 1))
         self.left -= len(chunk)
         if self.left < 0:
             raise tarfile.ReadError("it unpacks to more than CIFAR-10 could need")
+        self.reads_at_end += not chunk
+        if self.reads_at_end > 100:
+            raise tarfile.ReadError("it ends before the files in it do")
         return chunk
 
 
@@ -98,5 +105,5 @@ def _read_members(packed: bytes, path: Path) -> dict[str, bytes]:
         raise
     # A damaged archive raises almost anything: TarError, BadGzipFile, EOFError, zlib.error, RecursionError, ...
     except Exception as error:
-        raise DataError(f"{path}: truncated or damaged ({error}). {AGAIN}") from error
+        raise DataError(f"{path}: truncated or damaged ({short(error)}). {AGAIN}") from error
     return members

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxresnet.cifar10_files import num_images
 from jaxresnet.dataset import Split
 
 FORMAT = 1  # raise it when the layout of the cache or the checks before writing change: old caches are then rebuilt
@@ -65,9 +66,20 @@ def read_cache(folder: Path, source: dict[str, Any]) -> dict[str, Split] | None:
             if file_crc32(folder / f"{name}.npy") != meta["crc32"][name]:
                 return None
             arrays[name] = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, KeyError, TypeError):
+            if not _is_as_written(name, arrays[name]):
+                return None
+    except Exception:  # a damaged header raises almost anything: ValueError, TokenError, OverflowError, IndexError, ...
         return None
     return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
+
+
+def _is_as_written(name: str, array: np.ndarray) -> bool:
+    """Whether it has the type and the shape of what was verified before it was written. A checksum does not
+    tell: anyone can compute one."""
+    count = num_images(name.partition("_")[0])
+    if name.endswith("labels"):
+        return array.dtype == np.int32 and array.shape == (count,) and array.min() >= 0 and array.max() <= 9
+    return array.dtype == np.uint8 and array.shape == (count, 32, 32, 3)
 
 
 def write_cache(folder: Path, source: dict[str, Any], splits: dict[str, Split]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxresnet.cifar10_pickle import parse_pickle
 from jaxresnet.dataset import Split
-from jaxresnet.errors import DataError
+from jaxresnet.errors import DataError, short
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 IMAGES_PER_BATCH = 10_000
@@ -133,19 +133,19 @@ def read_npz(path: Path) -> Splits:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if member.file_size > num_images("train") * PIXELS * 8 + 65536:
-                    raise DataError(f"{path}: {member.filename} has {member.file_size:,} bytes, too many for CIFAR-10")
+                    raise DataError(
+                        f"{path}: {short(member.filename)} has {member.file_size:,} bytes, too many for CIFAR-10"
+                    )
         with np.load(path, allow_pickle=False) as arrays:
             keys = next((keys for keys in NPZ_KEYS if set(keys) <= set(arrays.files)), None)
             if keys is None:
-                raise DataError(
-                    f"{path}: expected the arrays {', '.join(NPZ_KEYS[0])}, found {', '.join(arrays.files)}"
-                )
+                raise DataError(f"{path}: expected the arrays {', '.join(NPZ_KEYS[0])}, found {short(arrays.files)}")
             train_images, train_labels, test_images, test_labels = (np.ascontiguousarray(arrays[k]) for k in keys)
     except DataError:
         raise
     # A damaged zip file raises almost anything: BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, ...
     except Exception as error:
-        raise DataError(f"{path}: not a readable .npz file of plain arrays ({error}). Write it again") from error
+        raise DataError(f"{path}: not a readable .npz file of plain arrays ({short(error)}). Write it again") from error
     return {
         "train": Split(train_images, _npz_labels(train_labels, path)),
         "test": Split(test_images, _npz_labels(test_labels, path)),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxresnet.errors import DataError
+from jaxresnet.errors import DataError, short
 
 INTEGER_CODES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
@@ -77,7 +77,7 @@ def parse_pickle(raw: bytes, name: str, num_images: int) -> tuple[np.ndarray, np
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     # What a damaged or hostile pickle raises cannot be listed: from EOFError to RecursionError and MemoryError.
     except Exception as error:
-        raise DataError(f"{name}: not a batch of CIFAR-10 ({error}). Download the archive again") from error
+        raise DataError(f"{name}: not a batch of CIFAR-10 ({short(error)}). Download the archive again") from error
     if not isinstance(batch, dict):
         raise DataError(f"{name}: expected a dictionary, found {type(batch).__name__}. Download the archive again")
     planes, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))

@@ -7,7 +7,6 @@ writes the standard directory `<root>/cifar10/3.0.2` in the file format array_re
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -30,11 +29,17 @@ from jaxresnet.cifar10_download import (
 )
 from jaxresnet.cifar10_files import Splits, num_images
 from jaxresnet.dataset import CLASS_NAMES, Split
-from jaxresnet.errors import DataError
+from jaxresnet.errors import DataError, ResultsError, short
+from jaxresnet.json_files import read_json
 
 TFDS_VERSION = "3.0.2"  # TFDS' version of the data set
 FILE_FORMAT = "array_record"
 SPLITS = ("train", "test")
+
+FEATURE_CLASSES = {  # that CIFAR-10 is made of
+    f"tensorflow_datasets.core.features.{name}"
+    for name in ("features_dict.FeaturesDict", "text_feature.Text", "image_feature.Image")
+} | {"tensorflow_datasets.core.features.class_label_feature.ClassLabel"}
 
 DISK_BYTES = 450_000_000  # the archive and the prepared directory, while both are there
 
@@ -89,19 +94,20 @@ def read_prepared(path: Path) -> Splits:
             f"{path}: CIFAR-10 was prepared here in the file format {'/'.join(sorted(formats))}, but jaxresnet reads "
             f"only {FILE_FORMAT}: tfrecord needs TensorFlow. Move this folder away and run again, {ELSEWHERE}."
         )
+    with _quiet_tfds():
+        import tensorflow_datasets as tfds
     try:
+        _check_names(path)  # before TFDS reads them
         with show_progress(f"Reading {path}", sum(map(num_images, SPLITS))) as advance, _quiet_tfds():
-            import tensorflow_datasets as tfds
-
             builder = tfds.builder_from_directory(os.fspath(path))
             sources = {split: builder.as_data_source(split, file_format=FILE_FORMAT) for split in SPLITS}
             return {split: _read_split(source, split, advance) for split, source in sources.items()}
     except DataError as error:
         raise DataError(f"{path}: {error}. {PREPARE_ANEW}") from None
-    except ImportError:
-        raise  # an incomplete installation, not a damaged file
-    except Exception as error:  # TFDS, array_record and Pillow each have their own errors for a damaged file
-        raise DataError(f"{path}: damaged or incomplete ({type(error).__name__}: {error}). {PREPARE_ANEW}") from error
+    except Exception as error:  # TFDS, array_record and Pillow each have their own errors, and some want TensorFlow
+        raise DataError(
+            f"{path}: damaged or incomplete ({type(error).__name__}: {short(error)}). {PREPARE_ANEW}"
+        ) from error
 
 
 def download_and_prepare(root: Path) -> Path:
@@ -139,16 +145,44 @@ def download_and_prepare(root: Path) -> Path:
 def _dataset_info(path: Path) -> dict[str, Any] | None:
     """TFDS' description of the directory, when it is one of CIFAR-10 in a version 3.x."""
     try:
-        info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-        is_cifar10 = info["name"] == "cifar10" and re.fullmatch(r"3\.\d+\.\d+", info["version"])
-    except (OSError, ValueError, TypeError, KeyError):
+        info = read_json(path / "dataset_info.json", PREPARE_ANEW)
+        is_cifar10 = info["name"] == "cifar10" and re.fullmatch(r"3\.[0-9]{1,9}\.[0-9]{1,9}", info["version"])
+    except (ResultsError, TypeError, KeyError):
         return None
     return info if is_cifar10 else None
 
 
 def _file_formats(info: dict[str, Any]) -> set[str]:
     # TFDS before 4.1 did not write the format down: there was only tfrecord.
-    return {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])}
+    others = info.get("alternativeFileFormats")
+    formats = [info.get("fileFormat", "tfrecord"), *(others if isinstance(others, list) else [])]
+    return {name for name in formats if isinstance(name, str)}
+
+
+def _check_names(path: Path) -> None:
+    """Raise DataError where the directory names a class that CIFAR-10 does not have, or a file beyond its folder.
+
+    TFDS imports the modules of the classes in features.json, whatever they are called, and opens the files that
+    dataset_info.json calls shards, wherever they are.
+    """
+    try:
+        features, info = (read_json(path / name, "") for name in ("features.json", "dataset_info.json"))
+    except ResultsError as error:
+        raise DataError(str(error).rstrip("; ")) from error
+    for name in _texts(features):
+        if "." in name and name not in FEATURE_CLASSES:
+            raise DataError(f"features.json asks for {short(name)}, which CIFAR-10 does not need")
+    for name in _texts(info.get("splits")):
+        if not re.fullmatch(r"[\w{}.-]*", name) or ".." in name:
+            raise DataError(f"dataset_info.json asks for the file {short(name)}, which is not one of this folder")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in parsed JSON but the keys."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _read_split(source: Any, split: str, advance: Callable[[int], None]) -> Split:

@@ -1,5 +1,6 @@
 """The command line that all experiment scripts share: flags to configs, a first line, the comparisons, a last page."""
 
+import os
 import shlex
 import signal
 import sys
@@ -7,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jaxresnet.compare import Hooks, check_comparison, check_folder, compare, pending
+from jaxresnet.compare import Hooks, RunsFailed, check_comparison, check_folder, check_spread, compare, pending
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
-from jaxresnet.errors import ConfigError, ResultsError, UserError
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError
 from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
+from jaxresnet.launch import COMMAND
 from jaxresnet.measurement import measurement_path
 from jaxresnet.options import Options, parse
+from jaxresnet.processes import distributed, from_main, is_main, several, together
 from jaxresnet.progress import PlannedRun, Progress, duration
 from jaxresnet.published import SOURCE, published_run
 from jaxresnet.report import render, render_tree
@@ -24,7 +28,8 @@ from jaxresnet.results import config_path
 from jaxresnet.summary import count_macs
 from jaxresnet.train import Interrupted
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h, which nothing else exits with: resume me
 
 
 class Planned(NamedTuple):
@@ -42,9 +47,9 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
 
     description: printed by --help, default the first experiment's. protocol: the default of `--protocol`.
     Published figures are set beside the arms that repeat a published run. Exits with status 0, with 2 after a user's
-    error, or with 130 after Ctrl-C, when the same command continues.
+    error, or with 75 after Ctrl-C or SIGTERM, when the same command continues.
     """
-    with exit_status():
+    with exit_status(), distributed():
         description = description or experiments[0].description
         options, fields = parse(experiments, sys.argv[1:], description, protocol)
         planned = plan(experiments, options, fields)
@@ -52,32 +57,42 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
             flags = ", ".join("--" + name.replace("_", "-") for name in fields)
             raise ConfigError(f"{flags}: no effect here, as no network is trained; --train trains, where a script can")
         around = options.out or Path("out")
-        if len(experiments) > 1 and config_path(around).exists():
+        if len(experiments) > 1 and from_main(config_path(around).exists):
             raise ResultsError(f"{around}: is the folder of one comparison; choose one for all of them")
-        run_measurements(experiments, options)
+        from_main(lambda: run_measurements(experiments, options))
         failed = run_comparisons(planned, options) if planned else []
         if len(experiments) > 1:
-            tree = render_tree(around)
-            print(f"\n{tree.table}\n\npage     {tree.html}")
+            print(from_main(lambda: _page_over_all(around)))
         if failed:
             raise UserError(f"{len(failed)} of {len(planned)} comparisons failed, see above: {', '.join(failed)}")
+
+
+def _page_over_all(around: Path) -> str:
+    tree = render_tree(around)
+    return f"\n{tree.table}\n\npage     {tree.html}"
 
 
 @contextmanager
 def exit_status() -> Any:
     """Turns a user's error and an interruption into a line on stderr and the exit status."""
+    # A request to end is taken like Ctrl-C wherever it comes; `_stop_on_signal` does better while runs train.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as e:
         where = f", {e}" if isinstance(e, Interrupted) else ""
-        print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
+        if is_main():
+            print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except UserError as e:
         fail(e)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(error: UserError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    if is_main():
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -101,7 +116,7 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise ResultsError(f"{folder}: cannot write results there ({e.strerror}); choose another folder") from e
+            raise StorageError(f"{folder}: cannot write results there ({e.strerror}); choose another folder") from e
         print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
 
 
@@ -127,20 +142,21 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
     """
     import jax
 
-    data = _load_data(options, planned)
+    check_spread(options.devices)
+    data = together(lambda: _load_data(options, planned))
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
-        check_folder(one.out, one.arms, options.seeds, data[one.out], one.name, one.protocol)
+        from_main(partial(_check_folder, one, options, data[one.out]))
     for one in planned:
         print(first_line(one, options, data[one.out]))
     if options.demo:
         print("the demo shows how it works: its networks and data are so small that accuracies mean little")
-    if options.devices == "runs" and len(jax.local_devices()) == 1:
+    if options.devices == "runs" and len(jax.devices()) == 1:
         print("--devices runs: there is one device, so one run goes after the other")
     runs = {
         (one.out, arm, seed): _planned_run(one, arm, seed, data[one.out], done, len(planned) > 1)
         for one in planned
-        for arm, seed, done in pending(one.arms, options.seeds, one.out)
+        for arm, seed, done in from_main(partial(pending, one.arms, options.seeds, one.out))
     }
     left = [run for run in runs.values() if not run.done]
     if left:
@@ -155,34 +171,54 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
         for one in planned:
             mine = {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}
             try:
-                progress.print(_run_comparison(one, options, data[one.out], _hooks(progress, mine, stop)))
+                text, failure = _run_comparison(one, options, data[one.out], _hooks(progress, mine, stop))
+                progress.print(text)
+                if failure:
+                    raise failure
             except UserError as e:
                 if len(planned) == 1:
                     raise
-                print(f"error: {one.out}: {e}", file=sys.stderr, flush=True)
+                where = "" if isinstance(e, RunsFailed) else f"{one.out}: "  # which names its folder
+                if is_main():
+                    print(f"error: {where}{e}", file=sys.stderr, flush=True)
                 failed.append(one.out.name)
     print(f"took     {duration(time.perf_counter() - start)}")
     return failed
 
 
-def _run_comparison(one: Planned, options: Options, data: Dataset, hooks: Hooks) -> str:
-    """Run a comparison, or what is missing of it, and return the text to print."""
-    report = compare(
-        one.arms,
-        options.seeds,
-        data,
-        one.out,
-        name=one.name,
-        protocol=one.protocol,
-        published={} if options.demo else published_figures(one.arms),
-        spread=options.devices,
-        hooks=hooks,
-    ).report
+def _run_comparison(one: Planned, options: Options, data: Dataset, hooks: Hooks) -> tuple[str, RunsFailed | None]:
+    """Run a comparison, or what is missing of it, and return the text to print, and the error where runs failed."""
+    failure = None
+    try:
+        report = compare(
+            one.arms,
+            options.seeds,
+            data,
+            one.out,
+            name=one.name,
+            protocol=one.protocol,
+            published={} if options.demo else published_figures(one.arms),
+            spread=options.devices,
+            restart=options.restart,
+            hooks=hooks,
+        ).report
+    except RunsFailed as e:
+        report, failure = e.comparison.report, e
     text = f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {one.out}\n"
-    if one.experiment.after:
-        text += f"\n{one.experiment.after(one.out, data)}\n"
-        render(one.out)  # for its page to show what `after` wrote
-    return text
+    if one.experiment.after and not failure:
+        text += from_main(lambda: _after(one, data))
+    return text, failure
+
+
+def _check_folder(one: Planned, options: Options, data: Dataset) -> None:
+    check_folder(one.out, one.arms, options.seeds, data, one.name, one.protocol)
+
+
+def _after(one: Planned, data: Dataset) -> str:
+    assert one.experiment.after is not None
+    text = one.experiment.after(one.out, data)
+    render(one.out)  # for its page to show what `after` wrote
+    return f"\n{text}\n"
 
 
 def _hooks(progress: Progress, runs: Mapping[tuple[str, int], PlannedRun], should_stop: Callable[[], bool]) -> Hooks:
@@ -220,10 +256,10 @@ def _load_data(options: Options, planned: Sequence[Planned]) -> dict[Path, Datas
 
 
 def _devices_of_a_run(options: Options) -> Any:
-    """The devices that share one run's batches; None for all local ones."""
+    """The devices that share one run's batches; None for all, of all processes."""
     import jax
 
-    return jax.local_devices()[:1] if options.devices == "runs" else None
+    return jax.devices()[:1] if options.devices == "runs" else None
 
 
 def _planned_run(one: Planned, arm: str, seed: int, data: Dataset, done: bool, named: bool) -> PlannedRun:
@@ -242,8 +278,10 @@ def first_line(one: Planned, options: Options, data: Dataset) -> str:
     def of(name: str, form: str = "{:,}") -> str:
         return " / ".join(dict.fromkeys(form.format(field_value(config, name)) for config in one.arms.values()))
 
-    devices = jax.local_devices()
+    devices = jax.devices()
     sharing = {"data": "sharing batches", "runs": "a run each"}[options.devices]
+    if several():
+        sharing += f", in {jax.process_count()} processes"
     count = f"{len(devices)} ({sharing}) x " if len(devices) > 1 else ""
     kind = f"{data.name}: synthetic data, not CIFAR-10" if data.synthetic else data.name
     models = [config.model for config in one.arms.values()]
@@ -262,7 +300,7 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
     import jax
     import jax.numpy as jnp
 
-    size = 1024 if jax.local_devices()[0].platform == "cpu" else 8192
+    size = 1024 if jax.devices()[0].platform == "cpu" else 8192
     a = jnp.ones((size, size), options.config.model.precision)
     product = jax.jit(jnp.matmul)
     times = []
@@ -270,7 +308,7 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
         start = time.perf_counter()
         product(a, a).block_until_ready()
         times.append(time.perf_counter() - start)
-    macs_per_second = size**3 / min(times) * jax.local_device_count()
+    macs_per_second = size**3 / min(times) * len(jax.devices())
     efficiency = 0.4  # of a training step against a matrix product, roughly what CPUs and GPUs were seen to reach
     return sum(run.work for run in runs) / (efficiency * macs_per_second)
 
@@ -303,4 +341,6 @@ def _stop_on_signal(threads: bool = False) -> Any:
 
 
 def _command() -> str:
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
     return shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called: .venv/bin/python, for one

@@ -12,21 +12,26 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
-from jaxresnet.dataset import Dataset
+from jaxresnet.dataset import Dataset, fingerprint
 from jaxresnet.environment import environment
-from jaxresnet.errors import ConfigError, ResultsError
+from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError, StorageError, UserError
+from jaxresnet.lock import lock
+from jaxresnet.processes import check_same, from_main, on_main, several
 from jaxresnet.report import Report, render
 from jaxresnet.results import (
     checkpoint_path,
     config_path,
+    failure_path,
     read_results,
+    remove_unfinished,
     rows_path,
     scores_path,
     slugs,
     write_json,
     write_rows,
 )
-from jaxresnet.train import Interrupted, Result, Row, check_run, fingerprint, fit
+from jaxresnet.shared_run import agreed
+from jaxresnet.train import Interrupted, Result, Row, check_run, fit
 
 
 class Comparison(NamedTuple):
@@ -34,6 +39,18 @@ class Comparison(NamedTuple):
 
     folder: Path
     report: Report
+
+
+class RunsFailed(UserError):
+    """Some of `num_runs` runs could not go on; all others are finished. comparison: what there is, with the failures
+    named in it. failures: {(arm, seed): reason}."""
+
+    def __init__(self, comparison: Comparison, failures: Mapping[tuple[str, int], str], num_runs: int):
+        self.comparison, self.failures = comparison, dict(failures)
+        reasons = "".join(f"\n  {arm} seed {seed}: {reason}" for (arm, seed), reason in self.failures.items())
+        super().__init__(
+            f"{comparison.folder}: {len(failures)} of {num_runs} runs failed. The same command tries again{reasons}"
+        )
 
 
 class Hooks(NamedTuple):
@@ -63,58 +80,98 @@ def compare(
     published: Mapping[str, Mapping[str, Any]] | None = None,
     devices: Sequence[jax.Device] | None = None,
     spread: Literal["data", "runs"] = "data",
+    restart: bool = False,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> Comparison:
     """Train every arm with every seed, or what is missing of it in `out`, then write tables and figure.
 
     arms: {name: config}; each config's own seed is replaced. seeds: each runs every arm before the next seed starts,
     so that an unfinished comparison holds pairs. published: {arm: {"best": percent, "source": text}}, shown beside.
-    devices: default all local ones. spread: "data" shares every batch among them, one run after another; "runs" gives
-    each device a run of its own, as many at a time as there are devices. The results agree to rounding.
+    devices: default all, of all processes. spread: "data" shares every batch among them, one run after another; "runs"
+    gives each device a run of its own, as many at a time as there are devices. The results agree to rounding. restart:
+    begin runs anew whose checkpoints are all damaged. Several processes call this alike: one of them alone has `out`.
 
     Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
-    seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ.
+    seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ, and
+    while another process works there, naming that. A run whose loss stops being finite, whose checkpoints are damaged,
+    or which the device cannot run (out of memory) does not keep the others from running: RunsFailed is raised after
+    them.
     """
-    if spread not in ("data", "runs"):
-        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
-    devices = tuple(jax.local_devices() if devices is None else devices)
+    check_spread(spread)
+    devices = tuple(jax.devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
     check_comparison(arms, seeds, data, teams[0])
     out = Path(out)
-    _claim(out, arms, seeds, data, name, protocol, published)
+
+    failures: dict[tuple[str, int], str] = {}
 
     def run(arm: str, seed: int, team: Sequence[jax.Device], should_stop: Callable[[], bool]) -> None:
-        if should_stop():
+        if agreed(should_stop)():
             raise Interrupted(f"results so far in {out}")
+        failed = failure_path(out, arm, seed)
+        from_main(lambda: failed.unlink(missing_ok=True))
         if hooks.on_run:
             hooks.on_run(arm, seed)
-        rows = rows_path(out, arm, seed)
+        try:
+            result = train(arm, seed, team, should_stop)
+        except (NonFiniteError, ResultsError, jax.errors.JaxRuntimeError) as e:  # its own trouble: the other runs go on
+            if isinstance(e, StorageError) or (several() and not isinstance(e, UserError)):
+                raise  # everyone's: the disk, or a process that was lost
+            failures[arm, seed] = _reason(e)
+            from_main(lambda: write_json(failed, {"arm": arm, "seed": seed, "error": failures[arm, seed]}))
+            return
+        # Its rows also when all its epochs were in the checkpoint.
+        from_main(lambda: write_rows(rows_path(out, arm, seed), result.history))
+        # A comparison may be finished on another machine or version than it was begun on: each run says its own.
+        made = {"config": to_dict(replace(arms[arm], seed=seed)), "environment": environment(team)}
+        from_main(lambda: write_json(scores_path(out, arm, seed), {"arm": arm, **result.summary, **made}))
+        if hooks.on_end:
+            hooks.on_end(arm, seed)
 
+    def train(arm: str, seed: int, team: Sequence[jax.Device], should_stop: Callable[[], bool]) -> Result:
         def on_epoch(history: list[Row]) -> None:
-            write_rows(rows, history)
+            from_main(lambda: write_rows(rows_path(out, arm, seed), history))
             if hooks.on_epoch:
                 hooks.on_epoch(arm, seed, history)
 
-        config = replace(arms[arm], seed=seed)
-        result: Result = fit(
-            config,
+        return fit(
+            replace(arms[arm], seed=seed),
             data,
             checkpoint_path(out, arm, seed),
+            restart=restart,
             devices=team,
             on_epoch=on_epoch,
             on_progress=hooks.on_progress and partial(hooks.on_progress, arm, seed),
             should_stop=should_stop,
         )
-        write_rows(rows, result.history)  # also when all its epochs were in the checkpoint
-        # A comparison may be finished on another machine or version than it was begun on: each run says its own.
-        made = {"config": to_dict(config), "environment": environment(team)}
-        write_json(scores_path(out, arm, seed), {"arm": arm, **result.summary, **made})
-        if hooks.on_end:
-            hooks.on_end(arm, seed)
 
-    waiting = [(arm, seed) for arm, seed, done in pending(arms, seeds, out) if not done]
-    _spread(waiting, teams, run, hooks.should_stop or (lambda: False))
-    return Comparison(out, render(out))
+    check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
+    with on_main(lock(out)):
+        from_main(lambda: remove_unfinished(out))
+        from_main(lambda: _claim(out, arms, seeds, data, name, protocol, published))
+        waiting = [(arm, seed) for arm, seed, done in from_main(lambda: pending(arms, seeds, out)) if not done]
+        _spread(waiting, teams, run, hooks.should_stop or (lambda: False))
+        comparison = Comparison(out, _render(out))
+    if failures:
+        raise RunsFailed(comparison, failures, len(arms) * len(seeds))
+    return comparison
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
+    return f"the device failed ({str(error).splitlines()[0][:300]}){remedy}"
+
+
+def _render(out: Path) -> Report:
+    """The report, of which several processes are told: one of them has the folder."""
+    if not several():
+        return render(out)
+    told: dict[str, Any] = from_main(
+        lambda: {name: str(value) if isinstance(value, Path) else value for name, value in vars(render(out)).items()}
+    )
+    return Report(**{**told, **{name: Path(told[name]) for name in ("summary_json", "summary_md", "figure", "html")}})
 
 
 def pending(arms: Iterable[str], seeds: Sequence[int], out: str | Path) -> list[tuple[str, int, bool]]:
@@ -134,7 +191,7 @@ def _spread(
 ) -> None:
     """Call run(arm, seed, team, should_stop) for every run, each team of devices with one at a time.
 
-    When one fails, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
+    When one raises, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
     is raised.
     """
     if len(teams) == 1:
@@ -169,6 +226,17 @@ def _spread(
         raise error
 
 
+def check_spread(spread: str) -> None:
+    """Raise ConfigError for a way of sharing that there is not, or not here."""
+    if spread not in ("data", "runs"):
+        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
+    if spread == "runs" and several():
+        raise ConfigError(
+            "a run for each device (--devices runs) needs one process that has all devices: leave `launch` out; on "
+            "several machines give each its own seeds and its own output folder (--seeds, --out)"
+        )
+
+
 def check_comparison(
     arms: Mapping[str, TrainConfig], seeds: Sequence[int], data: Dataset, devices: Sequence[jax.Device] | None = None
 ) -> None:
@@ -197,7 +265,7 @@ def check_folder(
             if out.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in out.iterdir()):
                 raise ResultsError(f"{out}: holds other files and no config.json; choose an empty or a new folder")
         except OSError as e:
-            raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
+            raise StorageError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
         return None
     theirs = read_results(out).config
     mine = {"name": name, "protocol": protocol, "dataset": fingerprint(data), "arms": _without_seeds(arms)}
@@ -254,7 +322,4 @@ def _claim(
         "published": {arm: dict(p) for arm, p in (published or {}).items()},
         "environment": environment(),
     }
-    try:
-        write_json(config_path(out), mine)
-    except OSError as e:
-        raise ResultsError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
+    write_json(config_path(out), mine)

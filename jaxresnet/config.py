@@ -6,20 +6,30 @@ of its own name (`--sync-period 10`), so field names are unique across the four.
 
 import dataclasses
 import difflib
-import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxresnet.errors import ConfigError
+from jaxresnet.errors import ConfigError, short
 
-_BELOW_ONE = math.nextafter(1, 0)
+MAX_INT = 2**31 - 1  # of the int32 in which steps and images are counted on the devices
+MAX_FLOAT = float(2**128 - 2**104)  # float32's largest number, 3.4e38
+MIN_FLOAT = 2.0**-126  # float32's smallest positive normal number, 1.2e-38: processors may take smaller ones for 0
+MAX_DECAY = 0.999999  # float32 hardly tells a higher decay from 1, and Adam divides by 1 - decay ** step
+MAX_CHANNELS = 8192  # of the last stage: the 3x3 kernels of twice as many overflow int32 indices
+MAX_BLOCKS = 300  # of all stages together: 602 layers
+
+
+def _near(name: Any, known: Iterable[Any]) -> str:
+    """The hint after a misspelt name, empty where none is near."""
+    near = difflib.get_close_matches(name, [k for k in known if isinstance(k, str)], n=1) if type(name) is str else []
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
-        raise ConfigError(f"{name}={value!r}: must be {allowed}")
+        raise ConfigError(f"{name}={short(value)}: must be {allowed}")
 
 
 def _check_choices(config: Any) -> None:
@@ -29,26 +39,29 @@ def _check_choices(config: Any) -> None:
         choices = (False, True) if f.type is bool else literal
         if choices:
             value = getattr(config, f.name)
-            near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             ok = any(type(value) is type(c) and value == c for c in choices)  # 1 == True, but is not one of its kind
-            _require(ok, f.name, value, f"one of {', '.join(map(repr, choices))}{hint}")
+            _require(ok, f.name, value, f"one of {', '.join(map(repr, choices))}{_near(value, choices)}")
 
 
-def _check_ints(config: Any, **lowest: int) -> None:
-    for name, low in lowest.items():
+def _check_ints(config: Any, **ranges: tuple[int, int]) -> None:
+    """Each value must be an int within (lowest, highest)."""
+    for name, (low, high) in ranges.items():
         value = getattr(config, name)
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        _require(is_int and value >= low, name, value, f"a whole number, {low} or more")
+        allowed = f"a whole number, {low} or more and at most {high:,}"
+        _require(type(value) is int, name, value, f"{allowed} (an int of Python, not {type(value).__name__})")
+        _require(low <= value <= high, name, value, allowed)
 
 
 def _check_floats(config: Any, **ranges: tuple[float, float]) -> None:
-    """Each value must be finite and within [low, high]."""
+    """Each value must be within (lowest, highest), and is made a Python float."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        top = "" if high == math.inf else " and below 1" if high == _BELOW_ONE else f" and at most {high:g}"
-        _require(is_number and low <= value <= high, name, value, f"a number of at least {low:g}{top}")
+        allowed = f"a number of at least {low:g} and at most {high:g}"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(is_number, name, value, f"{allowed} (a float of Python, not {type(value).__name__})")
+        _require(low <= value <= high, name, value, allowed)  # False for NaN
+        _require(not 0 < value < MIN_FLOAT, name, value, f"0, or at least {MIN_FLOAT:.2g}, or float32 takes it for 0")
+        object.__setattr__(config, name, float(value))
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,13 @@ class ModelConfig:
             object.__setattr__(self, "stage_sizes", tuple(self.stage_sizes))
         sizes = self.stage_sizes
         ok = isinstance(sizes, tuple) and 1 <= len(sizes) <= 6 and all(type(n) is int and n >= 1 for n in sizes)
-        _require(ok, "stage_sizes", sizes, "1 to 6 whole numbers, each 1 or more")
+        allowed = f"1 to 6 whole numbers, each 1 or more, together at most {MAX_BLOCKS}"
+        _require(ok and sum(sizes) <= MAX_BLOCKS, "stage_sizes", sizes, allowed)
         _check_choices(self)
-        _check_ints(self, width=1, pool_size=1, num_classes=2)
+        _check_ints(self, width=(1, MAX_CHANNELS), pool_size=(1, 1024), num_classes=(2, 2**16))
+        widest = MAX_CHANNELS // 2 ** (len(sizes) - 1)
+        reason = f"at most {widest} with {len(sizes)} stages, the last of which has {MAX_CHANNELS:,} channels then"
+        _require(self.width <= widest, "width", self.width, reason)
 
     def check_pool(self, image_size: int = 32) -> None:
         """Raise ConfigError unless the pool turns the last feature map into one pixel, as the linear layer needs."""
@@ -98,11 +115,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_ints(self, crop_padding=0, cutout_size=0)
-        _require(self.crop_padding < 32, "crop_padding", self.crop_padding, "below 32, the image's size in pixels")
-        _require(
-            self.cutout_size <= 64, "cutout_size", self.cutout_size, "at most 64, twice the image's size in pixels"
-        )
+        # Below the image's size, as nothing more can be reflected; and up to twice that size.
+        _check_ints(self, crop_padding=(0, 31), cutout_size=(0, 64))
 
 
 @dataclass(frozen=True)
@@ -111,10 +125,10 @@ class OptimConfig:
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-2  # the schedule's peak
-    b1: float = 0.9  # Adam: decay of the first moment, 0 to below 1
-    b2: float = 0.999  # Adam: decay of the second moment, 0 to below 1
-    eps: float = 1e-8  # Adam: added to the root of the second moment
-    momentum: float = 0.9  # SGD: decay of the trace, 0 to below 1
+    b1: float = 0.9  # Adam: decay of the first moment, 0 to 0.999999
+    b2: float = 0.999  # Adam: decay of the second moment, 0 to 0.999999
+    eps: float = 1e-8  # Adam: added to the root of the second moment, 1e-20 or more
+    momentum: float = 0.9  # SGD: decay of the trace, 0 to 0.999999
     nesterov: bool = False  # SGD: look one step ahead along the trace
     weight_decay: float = 0.0  # adam, sgd: added to the gradient (as PyTorch); adamw: decoupled, times learning rate
     schedule: Literal["constant", "cosine", "onecycle", "warmup", "warmup_cosine", "triangular"] = "cosine"
@@ -129,12 +143,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_ints(self, sync_period=1)
-        inf = math.inf
-        _check_floats(self, learning_rate=(0, inf), eps=(0, inf), weight_decay=(0, inf), warmup_fraction=(0, 1))
-        _check_floats(self, b1=(0, _BELOW_ONE), b2=(0, _BELOW_ONE), momentum=(0, _BELOW_ONE), slow_step_size=(0, 1))
+        _check_ints(self, sync_period=(1, MAX_INT))
+        _check_floats(self, learning_rate=(0, MAX_FLOAT), weight_decay=(0, MAX_FLOAT), warmup_fraction=(0, 1))
+        # Adam divides by the root of a squared gradient, which is 0 for a gradient of 0 and for one below some 1e-19.
+        _check_floats(self, eps=(1e-20, MAX_FLOAT), slow_step_size=(0, 1))
+        _check_floats(self, b1=(0, MAX_DECAY), b2=(0, MAX_DECAY), momentum=(0, MAX_DECAY))
         if self.schedule_length is not None:
-            _check_ints(self, schedule_length=1)
+            _check_ints(self, schedule_length=(1, MAX_INT))
         if self.schedule != "onecycle":
             reason = f"False where schedule={self.schedule!r} (only 'onecycle' cycles the momentum)"
             _require(not self.cycle_momentum, "cycle_momentum", self.cycle_momentum, reason)
@@ -160,24 +175,45 @@ class TrainConfig:
     selection: Literal["val", "last", "test"] = "val"  # the epoch reported: best on validation, last, best on test
     eval_weights: Literal["fast", "slow"] = "slow"  # Lookahead's weights that are evaluated (without it: the same)
     test_every_epoch: bool = False  # score the test set every epoch, not once; needed by selection="test"
+    skip_nonfinite: int = 0  # steps of the run that may be left out as their loss or gradient was not finite
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_ints(self, seed=0, num_epochs=1, batch_size=1, eval_batch_size=1, val_size=0)
-        _require(self.seed < 2**32, "seed", self.seed, "below 2**32")
+        for name, cls in (("model", ModelConfig), ("augment", AugmentConfig), ("optim", OptimConfig)):
+            value = getattr(self, name)
+            _require(isinstance(value, cls), name, value, f"of class {cls.__name__}, not {type(value).__name__}")
+        _check_ints(self, seed=(0, 2**32 - 1), num_epochs=(1, 10_000), val_size=(0, MAX_INT))
+        _check_ints(self, batch_size=(1, MAX_INT), eval_batch_size=(1, MAX_INT), skip_nonfinite=(0, MAX_INT))
         if self.train_size is not None:
-            _check_ints(self, train_size=1)
-            _require(
-                self.val_size < self.train_size,
-                "val_size",
-                self.val_size,
-                f"below train_size={self.train_size} (a tenth of it is usual)",
-            )
+            _check_ints(self, train_size=(1, MAX_INT))
+            allowed = f"below train_size={self.train_size} (a tenth of it is usual)"
+            _require(self.val_size < self.train_size, "val_size", self.val_size, allowed)
+            left = self.train_size - self.val_size
+            allowed = f"at most {left}, what val_size={self.val_size} leaves of train_size={self.train_size}"
+            _require(self.batch_size <= left, "batch_size", self.batch_size, allowed)
+            longest = MAX_INT // -(-left // self.batch_size)
+            allowed = f"at most {longest}, as int32 counts the steps of the run"
+            _require(self.num_epochs <= longest, "num_epochs", self.num_epochs, allowed)
         if self.selection == "val":
             _require(self.val_size > 0, "val_size", self.val_size, "above 0 where selection='val' (or pick 'last')")
         if self.selection == "test":
             _require(self.test_every_epoch, "test_every_epoch", False, "True where selection='test'")
+        self._check_schedule()
         self.model.check_pool()
+
+    def _check_schedule(self) -> None:
+        """Refuse a schedule that is too short to rise, so that the whole run would be at a rate of 0 or near it."""
+        optim = self.optim
+        per_epoch = optim.schedule_unit == "epoch"
+        where = f"2 or more where schedule={optim.schedule!r}"
+        if optim.schedule in ("warmup_cosine", "triangular", "onecycle"):  # up and down within the length
+            if optim.schedule_length is not None:
+                _require(optim.schedule_length > 1, "schedule_length", optim.schedule_length, where)
+            elif per_epoch:
+                _require(self.num_epochs > 1, "num_epochs", self.num_epochs, f"{where} counts epochs")
+        if per_epoch and optim.schedule in ("warmup", "warmup_cosine", "triangular") and optim.warmup_fraction > 0:
+            reason = f"{where} counts epochs: the learning rate of the first is 0"
+            _require(self.num_epochs > 1, "num_epochs", self.num_epochs, reason)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -189,17 +225,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises ConfigError on an unknown name, a wrong type or a value out of range."""
+    """The inverse of `to_dict`. A field that is not in `values` has its default.
+
+    Raises ConfigError, which begins with `where`, on an unknown name, a wrong type or a value out of range.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a JSON object, found {type(values).__name__}")
     known = {f.name: f for f in dataclasses.fields(cls)}
     made = {}
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"{where}: unknown field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            raise ConfigError(f"{where}: unknown field {short(name)}{_near(name, known)}")
         made[name] = _typed(known[name].type, value, f"{where}.{name}")
-    return cls(**made)
+    try:
+        return cls(**made)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: {e}") from e
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
@@ -210,24 +251,34 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return value  # checked by the dataclass itself, with the choices in the message
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {short(value)}")
         return tuple(value)
     allowed = typing.get_args(kind) or (kind,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
+    whole = float in allowed and type(value) is int  # becomes a float where its range is checked
+    if not whole and ((isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed)):
         names = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
-        raise ConfigError(f"{where}: expected {names}, found {value!r}")
+        raise ConfigError(f"{where}: expected {names}, found {short(value)}")
     return value
 
 
 def with_fields(config: Any, values: Mapping[str, Any]) -> Any:
-    """`config` with the named fields replaced, wherever in the nested configs they are: names are unique."""
+    """`config` with the named fields replaced, wherever in the nested configs they are: names are unique.
+
+    Raises ConfigError for a name that no field has, and for values that a config cannot have.
+    """
+    known = field_names(config)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown field {short(name)}{_near(name, known)}")
+    return _with_known_fields(config, values)
+
+
+def _with_known_fields(config: Any, values: Mapping[str, Any]) -> Any:
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            changed[f.name] = with_fields(value, values)
+            changed[f.name] = _with_known_fields(value, values)
         elif f.name in values:
             changed[f.name] = values[f.name]
     return dataclasses.replace(config, **changed)

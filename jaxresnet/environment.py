@@ -12,11 +12,17 @@ from typing import Any
 
 
 def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
-    """JSON types. devices: those in use, default all local ones. `commit` ends in "-dirty" where the checkout had
+    """`backend`, the commit and the command line. JSON types. `commit` ends in "-dirty" where the checkout had
     changes, and is None outside a checkout."""
+    return {**backend(devices), "commit": commit(), "command": shlex.join(["python", *sys.argv])}
+
+
+def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
+    """What the last bits of a run may depend on: versions and devices. JSON types. devices: those in use, default all,
+    of all processes."""
     import jax
 
-    devices = devices or jax.local_devices()
+    devices = devices or jax.devices()
     return {
         "jaxresnet": _version("jaxresnet"),
         **{name: _version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
@@ -24,8 +30,7 @@ def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": device_name(devices[0]),
         "num_devices": len(devices),
-        "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "num_processes": len({device.process_index for device in devices}),
     }
 
 

@@ -1,5 +1,19 @@
 """The errors a user can cause. Scripts print their message and exit with status 2, without a traceback."""
 
+from typing import Any
+
+
+def short(value: Any) -> str:
+    """`repr` in some 200 characters, for a message: what a damaged file holds may have millions. Of an exception its
+    text, without what a terminal would obey."""
+    try:
+        text = (
+            "".join(c if c.isprintable() else "?" for c in str(value)) if isinstance(value, Exception) else repr(value)
+        )
+    except (ValueError, RecursionError):  # more digits than Python converts, or lists in lists without end
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do."""
@@ -15,6 +29,10 @@ class ConfigError(UserError, ValueError):
 
 class ResultsError(UserError):
     """A results folder that belongs to something else, or is damaged."""
+
+
+class StorageError(ResultsError):
+    """A disk that is full, or a folder that cannot be written to. What was written before it is intact."""
 
 
 class NonFiniteError(UserError):

@@ -17,19 +17,18 @@ from jaxresnet.dataset import Dataset
 from jaxresnet.environment import environment
 from jaxresnet.errors import ResultsError
 from jaxresnet.evaluation import Mistake, confusion_matrix, per_class, wilson_interval, worst_mistakes
+from jaxresnet.evaluation_file import evaluation_path, read_evaluation
 from jaxresnet.figure_evaluation import draw_confusion, draw_mistakes
 from jaxresnet.findings import SELECTED_ON, title
-from jaxresnet.json_files import read_json
 from jaxresnet.predict import predict
 from jaxresnet.results import Results, Run, checkpoint_path, read_results, slug, write_bytes, write_json, write_text
-from jaxresnet.tables import aligned, as_bullets, as_markdown
+from jaxresnet.tables import aligned, as_bullets, as_markdown, markdown_text
 
 NUM_MISTAKES = 24
 
 # The share of the test set that may fall on the other side of a tie when it is predicted in other batches, by another
 # program or on another device: 50 of 10,000. Accelerators may compute float32 products with TF32's 10 bits.
 ROUNDING = 5e-3
-_REMEDY = "delete it and run the same experiment again, which evaluates its checkpoints again"
 
 
 def evaluate_runs(folder: str | Path, data: Dataset) -> str:
@@ -66,24 +65,13 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
     return "\n".join([aligned(_class_table(evaluation)), "", *evaluation["notes"], "", *paths])
 
 
-def evaluation_path(folder: str | Path) -> Path:
-    return Path(folder) / "evaluation.json"
-
-
 def render_evaluation(folder: str | Path) -> None:
     """Write evaluation.md and confusion.png again from the evaluation.json in `folder`. The sheet of mistakes stays as
     it is: it shows images, which only the data set has.
 
     Raises ResultsError where evaluation.json is damaged or foreign; then nothing is written.
     """
-    path = evaluation_path(folder)
-    evaluation = read_json(path, _REMEDY)
-    try:
-        _write(Path(folder), evaluation)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:  # as far as its contents go
-        raise ResultsError(
-            f"{path}: is not the evaluation of a comparison, or damaged ({error!r}); {_REMEDY}"
-        ) from error
+    _write(Path(folder), read_evaluation(folder))
 
 
 def _write(folder: Path, evaluation: dict[str, Any]) -> None:
@@ -231,9 +219,9 @@ def _markdown(evaluation: dict[str, Any]) -> str:
         true, predicted = names[one["true"]], names[one["predicted"]]
         mistakes.append([str(one["image"]), true, predicted, f"{100 * one['probability']:.2f}"])
     blocks = [
-        f"# Evaluation of {evaluation['title']}",
+        f"# Evaluation of {markdown_text(evaluation['title'])}",
         as_markdown(_class_table(evaluation)),
-        "\n".join(f"- {note}" for note in _notes(evaluation)),
+        "\n".join(f"- {markdown_text(note)}" for note in _notes(evaluation)),
         f"## Confusion matrix\n\nTest images, {counted}.",
         as_markdown(confusion),
         "![Confusion matrix](confusion.png)",

@@ -42,7 +42,8 @@ def to_png(make: "Callable[[], Figure]") -> bytes:
     from PIL import Image
 
     drawn, png = io.BytesIO(), io.BytesIO()
-    with style.context("default"):
+    # A "$" in a name is no formula, which could be a wrong one.
+    with style.context(["default", {"text.parse_math": False}]):
         make().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})  # no version: same runs, same bytes
     # 256 colours, which no eye tells from all of them here, in a third of the bytes.
     image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)

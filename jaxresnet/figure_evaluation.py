@@ -59,7 +59,7 @@ def draw_mistakes(images: np.ndarray, mistakes: Sequence[Mistake], class_names: 
     from matplotlib import style
 
     png = io.BytesIO()
-    with style.context("default"):
+    with style.context(["default", {"text.parse_math": False}]):
         figure = make_mistakes(images, mistakes, class_names, title)
         figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})  # no version: same data, same bytes
     return png.getvalue()

@@ -7,6 +7,8 @@ from jaxresnet.figure import COLOURS, GREY, tidy, to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_TICKS = 40  # of an axis; the published networks need 13
+
 
 def draw_models(measurement: dict[str, Any], budget: int) -> bytes:
     """The figure as PNG bytes. measurement: as in measurement.json. budget: parameters, drawn as a line."""
@@ -36,7 +38,8 @@ def make_models(measurement: dict[str, Any], budget: int) -> "Figure":
         values = [one[key] / 1e6 for one in ran.values()]
         axes.set_xscale("log")
         axes.set_xlim(0.9 * min(values), 1.1 * max(values))
-        axes.xaxis.set_major_locator(MultipleLocator(spacing))
+        if max(values) / spacing < MOST_TICKS:  # else there would be thousands, or millions from a damaged file
+            axes.xaxis.set_major_locator(MultipleLocator(spacing))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=0)

@@ -63,7 +63,8 @@ def title(results: Results) -> str:
         text += f", {_epochs(lengths.pop())}"
     if results.missing:
         count = len(results.config["arms"]) * len(results.config["seeds"])
-        text += f" (incomplete: {count - len(results.missing)} of {count} runs)"
+        failed = f", {len(results.failures)} failed" if results.failures else ""
+        text += f" (incomplete: {count - len(results.missing)} of {count} runs{failed})"
     return text
 
 
@@ -112,7 +113,11 @@ def _summary(results: Results, pairs: list[Pair], label: str) -> dict[str, Any]:
         "name": results.config["name"],
         "protocol": results.config["protocol"],
         "complete": not results.missing,
-        "missing": [{"arm": arm, "seed": seed} for arm, seed in results.missing],
+        "missing": [
+            {"arm": arm, "seed": seed}
+            | ({"error": results.failures[arm, seed]} if (arm, seed) in results.failures else {})
+            for arm, seed in results.missing
+        ],
         "seeds": results.config["seeds"],
         "metric": "test_accuracy",
         "unit": "%",
@@ -222,6 +227,8 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"± is the sample standard deviation over seeds; per seed and epoch in the order of seeds {seeds}."
         )
+    notes += [f"Failed: {arm} seed {seed}: {reason}." for (arm, seed), reason in results.failures.items()]
+    notes += [note for arm in results.runs for run in results.finished(arm) for note in _incidents(run)]
     if results.missing:
         missing = ", ".join(f"{arm} seed {seed}" for arm, seed in results.missing)
         notes.append(f"Incomplete, missing: {missing}. Run the same command again to finish.")
@@ -242,6 +249,19 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
         if arm["published"]:
             sources.setdefault(arm["published"].get("source", "no source given"), []).append(name)
     notes += [f"Published, {', '.join(names)}: {AS_PUBLISHED}, {source}." for source, names in sources.items()]
+    return notes
+
+
+def _incidents(run: Run) -> list[str]:
+    """What a finished run went through that another of its config would not."""
+    scores, name = run.scores or {}, f"{run.arm} seed {run.seed}"
+    notes = []
+    if skipped := scores.get("skipped_steps"):
+        notes.append(f"Skipped: {name}: {skipped} step{'s' * (skipped > 1)} whose numbers were not finite.")
+    used = [*(scores.get("earlier_backends") or []), scores.get("environment", {})]
+    if len(used) > 1:
+        parts = [f"jax {b.get('jax')} on {b.get('num_devices')} x {b.get('device')}" for b in used]
+        notes.append(f"Continued elsewhere: {name}: {', then '.join(parts)}; the same to rounding, not bit for bit.")
     return notes
 
 

@@ -1,14 +1,16 @@
 """measurement.json: what `model_table` counted and timed of networks, read back with every damage named."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from jaxresnet.errors import ResultsError
-from jaxresnet.json_files import read_json
+from jaxresnet.json_files import LONGEST_NAME, is_name, is_number, is_whole, read_json
 
 NAME = "model_parameters"  # the one kind of measurement that there is
 _REMEDY = "restore it from a copy, or delete it and measure again"
+LARGEST_COUNT = 10**15  # parameters or multiply-adds; beyond it, and beyond a day, nothing is drawn
+LONGEST_SECONDS = 86_400.0
+MOST_STAGES = 100
 _TIMING = {"what": str, "batch_size": int, "precision": str, "rounds": int, "steps_a_round": int, "width": str}
 _SHAPE = {"stage_sizes": list, "width": int, "shortcut_kernel": int, "pool_size": int}
 
@@ -36,13 +38,24 @@ def read_measurement(folder: str | Path) -> dict[str, Any]:
         if not is_valid:
             raise ResultsError(f"{path}: {part!r} is missing or malformed; {_REMEDY}")
     for name, model in found["models"].items():
-        if not _is_model(model):
-            raise ResultsError(f"{path}: model {name!r} is malformed; {_REMEDY}")
+        if not (0 < len(name) <= LONGEST_NAME and _is_model(model)):
+            raise ResultsError(f"{path}: model {name[:100]!r} is malformed; {_REMEDY}")
     return found
 
 
 def _holds(value: Any, kinds: dict[str, type]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+    """Whether it is an object with these objects, texts, whole numbers of 1 or more, and lists of such numbers."""
+    return isinstance(value, dict) and all(_is(value.get(key), kind) for key, kind in kinds.items())
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is str:
+        return is_name(value)
+    if kind is dict:
+        return isinstance(value, dict)
+    if kind is list:
+        return isinstance(value, list) and len(value) <= MOST_STAGES and all(_is(one, int) for one in value)
+    return is_whole(value, LARGEST_COUNT) and value > 0
 
 
 def _ran(model: Any) -> bool:
@@ -53,13 +66,15 @@ def _is_model(model: Any) -> bool:
     """Whether it has its shape, counts, reasons, and either times (s, finite and above 0) or None."""
     if not _holds(model, {"model": dict, "params": int, "macs": int}) or not _holds(model["model"], _SHAPE):
         return False
-    if any(not isinstance(model.get(f"problem_{where}"), str | None) for where in ("as_published", "here")):
+    if any(not isinstance(model.get(name, 0), str | None) for name in ("problem_as_published", "problem_here")):
         return False
-    seconds, median = model.get("step_seconds"), model.get("median_step_seconds")
+    if not {"step_seconds", "median_step_seconds"} <= model.keys():
+        return False
+    seconds, median = model["step_seconds"], model["median_step_seconds"]
     if seconds is None:
         return median is None
     return isinstance(seconds, list) and len(seconds) > 0 and all(map(_is_time, [*seconds, median]))
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return is_number(value, LONGEST_SECONDS) and value >= 1e-9

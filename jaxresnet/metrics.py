@@ -32,7 +32,8 @@ class TrainTotals(NamedTuple):
     """What an epoch of training adds up on the device. Scalars.
 
     sums: over the examples seen. norms: float32 (3,), summed over steps: gradient, parameters, update (2-norms).
-    steps: int32. bad_step: int32, the first step (0-based in the run) with a non-finite loss or gradient, else -1.
+    steps: int32, without those that were skipped. bad_step: int32, the first step (0-based in the run) of the epoch
+    with a loss, gradient or batch statistics that are not finite, else -1.
     """
 
     sums: Sums

@@ -27,7 +27,7 @@ from jaxresnet.parallel import make_engine, replicate
 from jaxresnet.published import published
 from jaxresnet.results import write_bytes, write_json, write_text
 from jaxresnet.summary import PARAMETER_BUDGET, count_macs, layers
-from jaxresnet.tables import aligned, as_bullets, as_markdown, without_columns
+from jaxresnet.tables import aligned, as_bullets, as_markdown, markdown_text, without_columns
 
 published_models: dict[str, ModelConfig] = {
     "configuration 1": ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3),
@@ -193,7 +193,7 @@ def _write(folder: Path, measurement: dict[str, Any]) -> str:
     blocks = [
         "# Parameters, multiply-adds and step time of the published configurations",
         as_markdown(table),
-        "\n".join(f"- {note}" for note in notes),
+        "\n".join(f"- {markdown_text(note)}" for note in notes),
         "![Parameters and multiply-adds against step time](model_parameters.png)",
         "## Environment",
         as_bullets(measurement["environment"]),

@@ -23,6 +23,7 @@ class Options:
     devices: Literal["data", "runs"] = "data"  # several devices share every batch, or each has a run of its own
     data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
     out: Path | None = None  # folder of the results; default out/<comparison>; with several, the folder around theirs
+    restart: bool = False  # begin a run anew whose checkpoints are all damaged
     config: TrainConfig = field(default_factory=TrainConfig)  # defaults are those of the first arm
 
     @property

@@ -29,8 +29,31 @@ Devices = tuple[jax.Device, ...]
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
-    """Copies of a tree of arrays on every device, in the layout in which `Program` takes and returns them."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
+    """Copies of a tree of arrays on every device, in the layout in which `Program` takes and returns them.
+
+    With devices of several processes each puts its own copy on its own devices; the copies must be the same.
+    """
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    local = sorted(sharding.addressable_devices, key=devices.index)
+    if len(local) == len(devices):
+        return jax.device_put(tree, sharding)
+    # `device_put` would compare what all processes have, with a collective each time.
+    copies = [jax.device_put(tree, device) for device in local]
+    return jax.tree.map(
+        lambda *shards: jax.make_array_from_single_device_arrays(shards[0].shape, sharding, shards), *copies
+    )
+
+
+def first_copy(tree: Any) -> Any:
+    """A tree of replicated arrays as arrays of one device of this process, without copying."""
+    return jax.tree.map(lambda a: a.addressable_data(0), tree)
+
+
+def _one_each(devices: Devices) -> Array:
+    """0, 1, 2 ... as an int32 array of which each device holds its own element."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    ranks = np.arange(len(devices), dtype=np.int32)
+    return jax.make_array_from_callback(ranks.shape, sharding, lambda index: ranks[index])
 
 
 class Program:
@@ -46,12 +69,15 @@ class Program:
         self._mapped = jax.pmap(
             fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate
         )
-        self._ranks = np.arange(len(devices), dtype=np.int32)
+        self._devices = devices
+        self._ranks = _one_each(devices)
         self._options = CPU_COMPILER_OPTIONS if devices[0].platform == "cpu" else {}
         self._compiled: Callable[..., Any] | None = None
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
+        # Numbers, as all else: from several processes JAX takes global arrays only.
+        args = (*args[:-1], replicate(args[-1], self._devices)) if isinstance(args[-1], np.generic) else args
         if self._compiled is None:
             start = time.perf_counter()
             lowered = self._mapped.lower(*args, self._ranks)
@@ -123,7 +149,7 @@ class Engine:
         True stops there.
         """
         start_preparing = time.perf_counter()
-        plan = replicate(self._plan(state.key, epoch), self.devices)
+        plan = replicate(self._plan(first_copy(state.key), epoch), self.devices)
         hypers = per_step(hypers, steps_per_epoch(self._num_train, self._batch_size))
         hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
         if not self._prepare_seconds:
@@ -166,7 +192,7 @@ class Engine:
 def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device] | None = None) -> Engine:
     """The engine for a run. Runs that differ only in seed, length, schedule and the optimiser's numbers share one, and
     so share its compiled programs."""
-    devices = tuple(jax.local_devices() if devices is None else devices)
+    devices = tuple(jax.devices() if devices is None else devices)
     # Evaluation batches that divide over the devices: their size has no effect on the result.
     rounded = -(-config.eval_batch_size // len(devices)) * len(devices)
     return _cached_engine(replace(_without_numbers(config), eval_batch_size=rounded), num_train, devices)
@@ -191,4 +217,5 @@ def _without_numbers(config: TrainConfig) -> TrainConfig:
         selection="last",
         test_every_epoch=False,
         eval_weights=run.eval_weights,
+        skip_nonfinite=min(config.skip_nonfinite, 1),  # how many, the host counts
     )

@@ -11,6 +11,7 @@ from jaxresnet.augment import normalise
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import TrainConfig, from_dict
 from jaxresnet.errors import ConfigError, DataError, ResultsError
+from jaxresnet.json_files import is_number, is_whole
 from jaxresnet.metrics import zero_totals
 from jaxresnet.model import build_model
 from jaxresnet.optim import make_optimizer
@@ -54,11 +55,45 @@ def load_variables(checkpoint_dir: str | Path, weights: Literal["fast", "slow"] 
         config: TrainConfig = from_dict(TrainConfig, record["config"], f"{checkpoint_dir}: config")
         if weights is not None and not config.optim.lookahead:
             raise ConfigError(f"weights={weights!r}: {checkpoint_dir} holds one set of weights, as it has no Lookahead")
+        _check_record(checkpoint_dir, record)
         step = record["best_step"] or last
         state = create_train_state(build_model(config.model), make_optimizer(config.optim, 1, 1), 0)
         state = checkpoints.restore(step, state, zero_totals()).state
     weights = weights or (config.eval_weights if config.optim.lookahead else "fast")
     return Loaded(config, eval_variables(state, weights), step, weights, record)
+
+
+def _check_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Raise ResultsError unless the record says what is asked of it here and in `weight_files`, in the right types."""
+    rows, converted = record.get("history"), record.get("converted", {})
+    parts = {
+        "best_step": _is_whole_or_none(record.get("best_step", "missing")),
+        "history": isinstance(rows, list) and all(map(_is_row, rows)),
+        "converted": isinstance(converted, dict)
+        and _is_percent_or_none(converted.get("accuracy"))
+        and _is_whole_or_none(converted.get("epoch"))
+        and converted.get("weights") in (None, "fast", "slow")
+        and isinstance(converted.get("config"), dict | None),
+    }
+    for part, is_valid in parts.items():
+        if not is_valid:
+            raise ResultsError(f"{folder}: {part!r} of the checkpoint's record is missing or malformed; restore a copy")
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(is_whole(row.get(name), 2**53) for name in ("step", "epoch"))
+        and all(_is_percent_or_none(row.get(name, "missing")) for name in ("val_accuracy", "test_accuracy"))
+    )
+
+
+def _is_whole_or_none(value: Any) -> bool:
+    return value is None or is_whole(value, 2**31 - 1)
+
+
+def _is_percent_or_none(value: Any) -> bool:
+    return value is None or is_number(value, 100)
 
 
 def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 500) -> np.ndarray:

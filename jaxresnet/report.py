@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jaxresnet import page
 from jaxresnet.errors import ResultsError
-from jaxresnet.evaluate_runs import evaluation_path, render_evaluation
+from jaxresnet.evaluate_runs import render_evaluation
+from jaxresnet.evaluation_file import evaluation_path
 from jaxresnet.figure import draw_figure
 from jaxresnet.figure_reproduction import draw_reproduction
 from jaxresnet.findings import AS_PUBLISHED, EPOCH, PER_SEED, SYNTHETIC, Findings, findings
@@ -13,7 +14,7 @@ from jaxresnet.measurement import measurement_path
 from jaxresnet.model_table import render_models
 from jaxresnet.reproduction import READING, SPARE, WHAT_COLUMNS, Reproduction, reproduce
 from jaxresnet.results import Results, config_path, read_results, write_bytes, write_json, write_text
-from jaxresnet.tables import aligned, as_bullets, as_html, as_markdown, without_columns
+from jaxresnet.tables import aligned, as_bullets, as_html, as_markdown, markdown_text, without_columns
 from jaxresnet.tree import read_tree
 
 NOT_REPRODUCED = "No finished run here repeats a published run on the whole of CIFAR-10."
@@ -139,17 +140,18 @@ def _render(results: Results) -> tuple[Report, str, str]:
 def _markdown(results: Results, found: Findings) -> str:
     dataset = ", ".join(f"{key} {value}" for key, value in results.config["dataset"].items() if key != "synthetic")
     notes = [f"Data: {dataset}{', ' + SYNTHETIC if results.synthetic else ''}.", *found.notes]
+    title = markdown_text(found.title)
     blocks = [
-        f"# {found.title}",
-        "  \n".join(found.brief),
+        f"# {title}",
+        "  \n".join(map(markdown_text, found.brief)),
         as_markdown(found.table),
-        f"![{found.title}](figure.png)",
-        "\n".join(f"- {note}" for note in notes),
+        f"![{title}](figure.png)",
+        "\n".join(f"- {markdown_text(note)}" for note in notes),
         "## Environment",
         as_bullets(results.config["environment"]),
     ]
     if found.brief != found.verdicts:
-        blocks[5:5] = ["## Each pair", "\n".join(f"- {verdict}" for verdict in found.verdicts)]
+        blocks[5:5] = ["## Each pair", "\n".join(f"- {markdown_text(verdict)}" for verdict in found.verdicts)]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -113,10 +113,18 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
 
         sums = total(batch_sums(logits, targets))
         norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])
-        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all()
+        # Activations can be too large for their variance and the loss still be finite: batch statistics count as well.
+        statistics = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(batch_stats)])
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all() & jnp.isfinite(statistics).all()
         bad_step = jnp.where((totals.bad_step < 0) & ~finite, state.step, totals.bad_step)
-        totals = TrainTotals(add(totals.sums, sums), totals.norms + norms, totals.steps + 1, bad_step)
-        return TrainState(state.step + 1, params, batch_stats, slow_batch_stats, opt_state, state.key), totals
+        new_totals = TrainTotals(add(totals.sums, sums), totals.norms + norms, totals.steps + 1, bad_step)
+        new_state = TrainState(state.step + 1, params, batch_stats, slow_batch_stats, opt_state, state.key)
+        if config.skip_nonfinite:  # a bad step changes nothing but the count of steps, and that there was one
+            same_state, same_totals = state._replace(step=state.step + 1), totals._replace(bad_step=bad_step)
+            keep = partial(jnp.where, finite)
+            new_state = jax.tree.map(keep, new_state, same_state)
+            new_totals = jax.tree.map(keep, new_totals, same_totals)
+        return new_state, new_totals
 
     def train_epoch(
         state: TrainState,

@@ -1,6 +1,7 @@
 """A table, given as rows of text with the header first, for a terminal, for Markdown and for HTML; and its numbers."""
 
 import html
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -57,14 +58,23 @@ def _padded(table: Table, header_width: int) -> list[str]:
 
 def as_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(table[0]), line(["---"] * len(table[0])), *map(line, table[1:])])
 
 
 def as_bullets(values: Mapping[str, Any]) -> str:
     """A Markdown list of names and values, for example of an environment; those that are None are left out."""
-    return "\n".join(f"- {name}: `{value}`" for name, value in values.items() if value is not None)
+    shown = {
+        name: " ".join(str(value).split("\n")).replace("`", "'") for name, value in values.items() if value is not None
+    }
+    return "\n".join(f"- {markdown_text(name)}: `{value}`" for name, value in shown.items())
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line of Markdown, without tags, pictures, links and definitions of links that it may hold."""
+    text = " ".join(text.split("\n")).replace("<", "&lt;")
+    return re.sub(r"\](?=[(:\[])", r"]\\", text)
 
 
 def is_short(cell: str) -> bool:

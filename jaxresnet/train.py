@@ -1,9 +1,9 @@
 """One run, from a config and a data set to a history and a chosen state."""
 
+import sys
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.checkpoint import DamagedError
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
-from jaxresnet.dataset import Dataset, Split, split_validation
-from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
+from jaxresnet.dataset import Dataset, Split, fingerprint
+from jaxresnet.environment import backend
+from jaxresnet.errors import NonFiniteError, ResultsError
+from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
 from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine, make_engine, replicate
+from jaxresnet.processes import is_main, on_main
+from jaxresnet.shared_run import agreed, check_copies, check_processes, open_checkpoints
+from jaxresnet.splits import run_splits
 from jaxresnet.state import TrainState, eval_variables
 from jaxresnet.steps import steps_per_epoch
 
@@ -29,7 +34,8 @@ class Result(NamedTuple):
     """What `fit` returns.
 
     history: a row an epoch. Loss in nats, accuracy in percent, learning_rate of the epoch's first step, norms
-    averaged over steps, seconds of training alone (no compilation, no evaluation), images_per_second.
+    averaged over steps, skipped_steps (see TrainConfig.skip_nonfinite), seconds of training alone (no compilation, no
+    evaluation), images_per_second.
     summary: the chosen epoch and its figures. state: the train state of that epoch.
     """
 
@@ -47,6 +53,7 @@ def fit(
     data: Dataset,
     workdir: str | Path | None = None,
     *,
+    restart: bool = False,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[list[Row]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -55,23 +62,40 @@ def fit(
     """Train one run, or continue it where its checkpoint in `workdir` stands.
 
     config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
-    workdir: keeps the last and the best checkpoint; None keeps nothing on disk.
-    devices: share every batch; default all local ones.
+    workdir: keeps the last two checkpoints and the best; None keeps nothing on disk. Where the last is damaged, the
+    one before it is used, with a warning.
+    restart: begin anew where all checkpoints are damaged, instead of raising.
+    devices: share every batch; default all, of all processes. Several processes call this alike, see `processes`: one
+    of them alone keeps `workdir`, and a should_stop() of any stops all after the same step.
     on_epoch(rows so far): called after each epoch, once it is safe on disk.
     on_progress(epoch, images done in it): called after every dispatch.
     should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
 
     On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
-    Raises DataError or ConfigError where data or config do not fit, NonFiniteError when the loss or a gradient stops
-    being finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run.
+    Raises DataError or ConfigError where data or config do not fit, NonFiniteError when the loss, a gradient or batch
+    statistics stop being finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run,
+    is in use or holds damaged checkpoints only, StorageError when it cannot be written to.
     """
-    train, val = _splits(config, data)
+    train, val = run_splits(config, data)
     engine = make_engine(config, train.num_examples, devices)
+    check_processes(config, data, engine.devices)
+    if should_stop is not None:
+        should_stop = agreed(should_stop)
     placed = {name: _place(split, engine) for name, split in (("train", train), ("val", val), ("test", data.test))}
-    record = {"config": to_dict(config), "data": fingerprint(data), "history": [], "seconds": 0.0, "best_step": None}
-    with nullcontext() if workdir is None else Checkpoints(workdir) as checkpoints:
+    record = {
+        "config": to_dict(config),
+        "data": fingerprint(data),
+        "history": [],
+        "seconds": 0.0,
+        "best_step": None,
+        "backends": [{"step": 0, **backend(engine.devices)}],  # one more whenever the run goes on with another
+    }
+    with ExitStack() as held:
+        if workdir is not None:
+            held.enter_context(on_main(lock(workdir)))
+        checkpoints = None if workdir is None else held.enter_context(open_checkpoints(workdir, engine.devices))
         run = _Run(config, engine, placed, checkpoints, record)
-        run.restore()
+        run.restore(restart)
         while run.epoch < config.num_epochs:
             run.train_one_epoch(on_progress, should_stop)
             if on_epoch:
@@ -81,44 +105,19 @@ def fit(
         return run.result()
 
 
-def fingerprint(data: Dataset) -> dict[str, Any]:
-    """Names a data set well enough to notice another one: sizes and a CRC-32 of every byte."""
-    crc = 0
-    for split in (data.train, data.test):
-        for array in split:
-            crc = zlib.crc32(np.ascontiguousarray(array).data.cast("B"), crc)
-    sizes = {"num_train": data.train.num_examples, "num_test": data.test.num_examples}
-    return {"name": data.name, "synthetic": data.synthetic, **sizes, "crc32": crc}
-
-
 def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] | None = None) -> None:
     """Raise what `fit` raises for a config and a data set that cannot work together, before anything is written."""
-    train, _ = _splits(config, data)
+    train, _ = run_splits(config, data)
     make_engine(config, train.num_examples, devices)
-
-
-def _splits(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
-    """(train, validation) of a run."""
-    for name, (images, labels) in (("train", data.train), ("test", data.test)):
-        fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and len(images) > 0
-        if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(
-                f"{name} split: expected images uint8 (N, 32, 32, 3) and labels int32 (N,), found "
-                f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
-            )
-        low, high, classes = int(labels.min()), int(labels.max()), config.model.num_classes
-        if low < 0 or high >= classes:
-            raise ConfigError(f"num_classes={classes}: the data set's {name} labels go from {low} to {high}")
-    train = data.train
-    if config.train_size is not None:
-        if config.train_size > train.num_examples:
-            raise ConfigError(f"train_size={config.train_size}: the data set has {train.num_examples} training images")
-        train = Split(train.images[: config.train_size], train.labels[: config.train_size])
-    return split_validation(train, config.val_size, config.seed)
 
 
 def _place(split: Split, engine: Engine) -> Placed:
     return tuple(replicate(np.ascontiguousarray(a), engine.devices) for a in split)
+
+
+def _warn(text: str) -> None:
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _where(workdir: str | Path | None) -> str:
@@ -142,11 +141,50 @@ class _Run:
     def epoch(self) -> int:  # the epoch in progress
         return len(self.record["history"])
 
-    def restore(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        step = None if self.checkpoints is None else self.checkpoints.last_step()
-        if step is None:
+    def restore(self, restart: bool) -> None:
+        """Continue from the newest checkpoint that is whole, if there is one."""
+        if self.checkpoints is None:
             return
+        fresh = self.state, self.totals, self.record
+        step = self._restore_newest()
+        best = self.record["best_step"]
+        if step is not None and best not in (None, step):
+            try:
+                self.checkpoints.restore(best, self.state, self.totals)
+            except DamagedError as e:  # of the chosen epoch, which no other checkpoint holds
+                self._set_aside(best, e)
+                step = None
+        damaged = self.checkpoints.damaged
+        if step is None:
+            damaged = damaged or [f"{path}: set aside before" for path in self.checkpoints.damaged_before]
+        lost = "; ".join([*damaged, *(f"{path}: half-written" for path in self.checkpoints.half_written)])
+        if step is not None:
+            if lost:
+                _warn(f"{lost}. Continuing from the checkpoint before, {self.checkpoints.directory}/{step}")
+            self._note_backend(fresh[2]["backends"][0])
+        elif damaged and not restart:
+            raise ResultsError(
+                f"no checkpoint to continue from ({lost}). With --restart (fit: restart=True) the run begins anew"
+            )
+        elif lost:
+            _warn(f"{lost}. There is no checkpoint before to continue from: the run begins anew")
+            for left in self.checkpoints.steps():
+                self.checkpoints.set_aside(left, "of the run that begins anew")
+            self.state, self.totals, self.record = fresh
+
+    def _restore_newest(self) -> int | None:
+        for step in self.checkpoints.steps():
+            try:
+                self._restore(step)
+                return step
+            except DamagedError as e:
+                self._set_aside(step, e)
+        return None
+
+    def _set_aside(self, step: int, error: DamagedError) -> None:
+        self.checkpoints.set_aside(step, str(error).partition(": ")[2])
+
+    def _restore(self, step: int) -> None:
         saved = self.checkpoints.record(step)
         changed = differing_fields(
             {"config": with_new_fields(saved.get("config")), "data": saved.get("data")},
@@ -157,7 +195,20 @@ class _Run:
                 f"{self.checkpoints.directory} holds a run with other settings ({'; '.join(changed)}): "
                 "use the old settings, another output folder, or delete this one"
             )
-        self.state, self.totals, self.record = self.checkpoints.restore(step, self.state, self.totals)
+        self.state, self.totals, record = self.checkpoints.restore(step, self.state, self.totals)
+        self.record = {**record, "config": self.record["config"]}  # which may have newer fields
+
+    def _note_backend(self, mine: dict[str, Any]) -> None:
+        """Add this process's versions and devices to the record where they are not those of the checkpoint."""
+        theirs = self.record.setdefault("backends", [])  # missing in records of older versions
+        changed = differing_fields({**theirs[-1], "step": 0}, mine) if theirs else []
+        if not theirs or (changed and self.epoch < self.config.num_epochs):
+            theirs.append({**mine, "step": int(self.state.step)})
+        if changed and self.epoch < self.config.num_epochs:
+            _warn(
+                f"{self.checkpoints.directory} continues on other versions or devices than it was begun on "
+                f"({'; '.join(changed)}): results agree to rounding, not bit for bit"
+            )
 
     def train_one_epoch(self, on_progress: Any, should_stop: Any) -> None:
         config, epoch = self.config, self.epoch
@@ -169,7 +220,7 @@ class _Run:
             if on_progress:
                 on_progress(epoch, images_done)
             stopped = bool(should_stop and should_stop()) and images_done < self.num_train
-            return stopped or int(totals.bad_step) >= 0
+            return stopped or (int(totals.bad_step) >= 0 and self._skipped(state, totals) > self._may_skip())
 
         images, labels = self.data["train"]
         hypers = epoch_hypers(config.optim, self.steps, config.num_epochs, epoch)
@@ -180,16 +231,31 @@ class _Run:
         bad_step = int(self.totals.bad_step)  # waits for the device, for the clock: else once more, after evaluation
         seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)
         self.record["seconds"] += seconds
-        if bad_step >= 0:
+        skipped = self._skipped(self.state, self.totals)
+        if bad_step >= 0 and (skipped > self._may_skip() or skipped == self.steps):
+            first = f"step {bad_step}"
+            if config.skip_nonfinite:
+                first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
             raise NonFiniteError(
-                f"seed {config.seed}: the loss or a gradient stopped being finite in epoch {epoch}, step {bad_step} "
-                "(the first are 0). Try a lower learning rate, a warm-up, or precision float32, in another output "
-                "folder. The checkpoint before it is intact"
+                f"seed {config.seed}: the loss, a gradient or batch statistics stopped being finite in epoch {epoch}, "
+                f"{first} (the first are 0). Try a lower learning rate, a warm-up, or precision float32, in another "
+                "output folder. The checkpoint before it is intact"
             )
         if stopped:
             self._save()
             raise Interrupted(_where(self.checkpoints and self.checkpoints.directory))
         self._finish_epoch()
+
+    def _skipped(self, state: TrainState, totals: TrainTotals) -> int:
+        """Steps of the epoch in progress that changed nothing, as they were not finite. Where none may be skipped, a
+        step that was not finite counts as taken, and as one too many."""
+        if not self.config.skip_nonfinite:
+            return int(int(totals.bad_step) >= 0)
+        return int(state.step) - self.epoch * self.steps - int(totals.steps)
+
+    def _may_skip(self) -> int:
+        """How many steps of the epoch in progress may be."""
+        return self.config.skip_nonfinite - sum(row.get("skipped_steps", 0) for row in self.record["history"])
 
     def _finish_epoch(self) -> None:
         epoch, seconds = self.epoch, self.record["seconds"]
@@ -206,10 +272,12 @@ class _Run:
         for name, wanted in scored.items():
             row[f"{name}_loss"], row[f"{name}_accuracy"] = self._score(self.state, name) if wanted else (None, None)
         row |= dict(zip(("grad_norm", "param_norm", "update_norm"), norms, strict=True))
+        row["skipped_steps"] = self._skipped(self.state, self.totals)
         row |= {"seconds": round(seconds, 3), "images_per_second": round(self.num_train / seconds, 1)}
         self.record["history"].append(row)
         self.record["seconds"] = 0.0
         self.totals = self.engine.zero_totals()
+        check_copies(self.state)
         if self.checkpoints is None and self._best_epoch() == epoch:
             self.best = jax.tree.map(jnp.copy, self.state)
         self._save()
@@ -258,6 +326,8 @@ class _Run:
             "num_train": self.num_train,
             "num_val": config.val_size,
             "num_test": self.data["test"][0].shape[0],
+            "skipped_steps": sum(row.get("skipped_steps", 0) for row in history),
+            "earlier_backends": self.record["backends"][:-1],
             "seconds": round(sum(row["seconds"] for row in history), 3),
             "compile_seconds": round(self.engine.compile_seconds - self.compiled_before, 3),
         }

@@ -198,7 +198,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     # The first sentence: PyTorch goes on to advise weights_only=False.
-    reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {str(error).strip()}")[0].rstrip(": ")
+    reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {str(error).strip()[:300]}")[0].rstrip(": ")
     return WeightsError(
         f"{path}: not a {path.suffix} file of weights, or damaged ({reason}). Nothing in it was executed. Get it anew, "
         "or save it anew where it comes from"

@@ -10,22 +10,16 @@ from importlib.util import find_spec
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when it is first imported, below
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-import numpy as np
 import pytest
 
-from jaxresnet.dataset import Dataset, Split
+from jaxresnet.dataset import Dataset
 
 
 @pytest.fixture(scope="session")
 def tiny_data() -> Dataset:
-    """300 training and 100 test images of noise: enough to run on, nothing to learn."""
-    rng = np.random.default_rng(0)
+    from tiny import make_tiny_data
 
-    def split(num_examples: int) -> Split:
-        images = rng.integers(0, 256, (num_examples, 32, 32, 3), np.uint8)
-        return Split(images, rng.integers(0, 10, num_examples, np.int32))
-
-    return Dataset(split(300), split(100), name="fake", synthetic=True)
+    return make_tiny_data()
 
 
 def pytest_addoption(parser):
@@ -83,5 +77,5 @@ def small_demo(monkeypatch, tmp_path):
     make = jaxresnet.synthetic.make_synthetic
     monkeypatch.setattr(jaxresnet.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
     devices = jax.devices()[:1]  # the engines of the other tests
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(jax, "local_device_count", lambda: len(devices))
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda: devices)

@@ -1,5 +1,8 @@
 """What is saved comes back bit for bit, last and best stay, and a damaged or half-written checkpoint is named."""
 
+import json
+import random
+import shutil
 import time
 
 import jax
@@ -8,8 +11,8 @@ import numpy as np
 import pytest
 from tiny import assert_same_bits, collect_garbage
 
-from jaxresnet.checkpoint import Checkpoints
-from jaxresnet.errors import ResultsError
+from jaxresnet.checkpoint import Checkpoints, DamagedError
+from jaxresnet.errors import ResultsError, StorageError
 from jaxresnet.metrics import zero_totals
 from jaxresnet.parallel import replicate
 from jaxresnet.state import TrainState
@@ -64,16 +67,18 @@ def test_a_checkpoint_does_not_know_how_many_devices_wrote_it(tmp_path):
     assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(saved.state))
 
 
-def test_last_and_best_stay_and_nothing_else(tmp_path):
-    best_steps = {1: 1, 2: 1, 3: 1, 4: 4, 5: 4, 6: 4, 7: 4}
+def test_the_last_two_and_what_was_best_at_each_stay_and_nothing_else(tmp_path):
+    best_steps = {1: 1, 2: 1, 3: 1, 4: 4, 5: 4, 6: 4, 7: 7}
+    kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 3, 4], 5: [4, 5], 6: [4, 5, 6], 7: [4, 6, 7]}
     with Checkpoints(tmp_path) as checkpoints:
         for step, best in best_steps.items():
-            checkpoints.save(make_state(step), zero_totals(), RECORD, best)
-            assert steps_on_disk(tmp_path) == sorted({best, step})
+            checkpoints.save(make_state(step), zero_totals(), RECORD | {"best_step": best}, best)
+            assert steps_on_disk(tmp_path) == kept[step]
         assert_same_bits(checkpoints.restore(4, make_state(0), zero_totals()).state, make_state(4))
     with Checkpoints(tmp_path) as checkpoints:  # a new process knows what to keep as well
         checkpoints.save(make_state(8), zero_totals(), RECORD, 4)
-    assert steps_on_disk(tmp_path) == [4, 8]
+        assert checkpoints.steps() == [8, 7, 4]
+    assert steps_on_disk(tmp_path) == [4, 7, 8]
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
@@ -91,39 +96,144 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     half.mkdir()
     (half / "state").write_bytes(b"half")
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.last_step() == 5
+        assert checkpoints.last_step() == 5 and checkpoints.half_written == [half]
         assert_same_bits(checkpoints.restore(5, make_state(0), zero_totals()).state, make_state(5))
         checkpoints.save(make_state(9), zero_totals(), RECORD, None)
         assert_same_bits(checkpoints.restore(9, make_state(0), zero_totals()).state, make_state(9))
 
 
-def data_files(folder):
-    return [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+# ------------------------------------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten", "deleted"])
-def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path, damage):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(5), zero_totals(), RECORD, None)
-    arrays = [p for p in data_files(tmp_path / "5") if "/d/" in p.as_posix()]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with checkpoints at steps 4 and 5, never written to again."""
+    folder = tmp_path_factory.mktemp("whole")
+    with Checkpoints(folder) as checkpoints:
+        for step in (4, 5):
+            checkpoints.save(make_state(step), zero_totals(), RECORD, None)
+    return folder
+
+
+def flip(data, seed):
+    rng = random.Random(seed)
+    flipped = bytearray(data)
+    flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+DAMAGES = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    **{f"flip {seed}": lambda data, seed=seed: flip(data, seed) for seed in range(2)},
+    "deleted": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_noticed_or_does_not_matter(whole, tmp_path, damage):
+    """Each file of a checkpoint in turn. What is restored is what was saved, bit for bit, or nothing is."""
+    noticed = set()
+    for path in sorted(p.relative_to(whole) for p in (whole / "5").rglob("*") if p.is_file()):
+        folder = tmp_path / str(path).replace("/", "-")
+        shutil.copytree(whole, folder)
+        if DAMAGES[damage]:
+            (folder / path).write_bytes(DAMAGES[damage]((folder / path).read_bytes()))
+        else:
+            (folder / path).unlink()
+        with Checkpoints(folder) as checkpoints:
+            try:
+                assert checkpoints.steps()[0] in (4, 5)
+                saved = checkpoints.restore(checkpoints.steps()[0], make_state(0), zero_totals())
+            except DamagedError as e:
+                assert str(e).startswith(f"{folder}/5: ")
+                noticed.add(path.name)
+                continue
+            if checkpoints.steps() == [4]:
+                assert [f"{folder}/5: its record is damaged; kept as damaged-5"] == checkpoints.damaged
+                assert (folder / "damaged-5").is_dir()
+                noticed.add(path.name)
+            assert saved.record == RECORD
+            assert_same_bits(saved.state, make_state(checkpoints.steps()[0]))
+            assert_same_bits(saved.totals, zero_totals())
+    assert "manifest.ocdbt" in noticed, "the root of the arrays"
+    if "flip" not in damage:  # a bit may hit the time of writing, which is Orbax's own
+        assert "_CHECKPOINT_METADATA" in noticed, "the record"
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "flip 0", "deleted"])
+def test_damaged_arrays_are_named(whole, tmp_path, damage):
+    """All files that hold the numbers at once: copies of one another, some of them."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    arrays = [p for p in (tmp_path / "5").rglob("*") if p.is_file() and "/d/" in p.as_posix()]
     assert arrays, "Orbax keeps the numbers of the arrays in folders d"
     for path in arrays:
-        if damage == "deleted":
-            path.unlink()
-        elif damage == "truncated":
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        if DAMAGES[damage]:
+            path.write_bytes(DAMAGES[damage](path.read_bytes()))
         else:
-            path.write_bytes(b"\xff" * path.stat().st_size)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ResultsError, match=r"/5: .*Delete that folder"):
-        checkpoints.restore(5, make_state(0), zero_totals())
+            path.unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(DamagedError, match=f"{tmp_path}/5: the checkpoint cannot be read"):
+            checkpoints.restore(5, make_state(0), zero_totals())
+        checkpoints.set_aside(5, "it is damaged")
+        assert checkpoints.steps() == [4]
+        assert_same_bits(checkpoints.restore(4, make_state(0), zero_totals()).state, make_state(4))
+        checkpoints.save(make_state(5), zero_totals(), RECORD, None)
+        assert_same_bits(checkpoints.restore(5, make_state(0), zero_totals()).state, make_state(5))
+        checkpoints.set_aside(5, "once more")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "damaged-5", "damaged-5-2"]
+    assert checkpoints.damaged[0] == f"{tmp_path}/5: it is damaged; kept as damaged-5"
+
+
+@pytest.mark.parametrize("path, value", [("seconds", 0.2), ("history", []), ("crc32", 1), ("config", {"optim": {}})])
+def test_a_record_that_was_changed_is_noticed(whole, tmp_path, path, value):
+    """Valid JSON all the same."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "5" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    metadata["custom_metadata"][path] = value
+    file.write_text(json.dumps(metadata))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(DamagedError, match="record is damaged"):
+        checkpoints.record(5)
+    assert (tmp_path / "5").is_dir(), "read only"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4] and len(checkpoints.damaged) == 1
+
+
+def test_a_record_of_an_older_version_has_no_checksum(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "5" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    del metadata["custom_metadata"]["crc32"]
+    file.write_text(json.dumps(metadata))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.record(5) == RECORD
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoints_before(whole, tmp_path, monkeypatch):
+    """TensorStore raises ValueError, the operating system OSError."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    for error in (ValueError("RESOURCE_EXHAUSTED: No space left on device\nat length"), OSError(28, "No space left")):
+        with Checkpoints(tmp_path) as checkpoints:
+
+            def full(*args, error=error, **kwargs):
+                raise error
+
+            monkeypatch.setattr(checkpoints._orbax, "save", full)
+            with pytest.raises(StorageError, match=r"cannot be written \(.*No space left.*make room"):
+                checkpoints.save(make_state(6), zero_totals(), RECORD, None)
+    assert steps_on_disk(tmp_path) == [4, 5]
 
 
 def test_arrays_of_another_shape_are_refused(tmp_path):
     other = make_state(0)._replace(params={"stages": {"0": {"kernel": jnp.zeros((3, 3, 2, 5))}}})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(5), zero_totals(), RECORD, None)
-        with pytest.raises(ResultsError, match="cannot be read"):
+        what = r"other arrays .*: state\.params\.stages\.0\.kernel is float32 \(3, 3, 2, 4\), not float32 \(3, 3"
+        with pytest.raises(ResultsError, match=what) as error:
             checkpoints.restore(5, other, zero_totals())
+        assert not isinstance(error.value, DamagedError), "nothing is wrong with it"
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
@@ -137,7 +247,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 def test_an_empty_folder_in_place_of_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "12").mkdir()
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ResultsError, match="/12: not a checkpoint"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(DamagedError, match="/12: its record is missing"):
         checkpoints.record(12)
 
 
@@ -158,5 +268,5 @@ def test_reading_leaves_the_folder_to_the_process_that_writes(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ResultsError, match="cannot keep checkpoints there"):
+    with pytest.raises(StorageError, match="cannot keep checkpoints there"):
         Checkpoints(tmp_path / "file" / "checkpoints")

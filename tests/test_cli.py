@@ -170,8 +170,14 @@ def test_a_run_that_blows_up_is_a_users_error(run_script):
     huge = ["--learning-rate", "1e30", "--schedule", "warmup", "--schedule-unit", "epoch", "--warmup-fraction", "1"]
     code, out, err = run_script(*DEMO, "--seeds", "0", *huge)
     assert code == 2
-    assert len(EPOCH_LINE.findall(out)) == 1, "the first epoch has a learning rate of zero"
-    assert err.startswith("error: seed 0: the loss or a gradient stopped being finite in epoch 1, step 4")
+    assert len(EPOCH_LINE.findall(out)) == 2, "the first epoch of both arms has a learning rate of zero"
+    assert "(incomplete: 0 of 2 runs, 2 failed)" in out, "the table is printed all the same"
+    assert "2 of 2 runs failed. The same command tries again\n" in err
+    for arm in ("Adam + Lookahead", "Adam"):
+        assert (
+            f"  {arm} seed 0: seed 0: the loss, a gradient or batch statistics stopped being finite in epoch 1, step 4"
+            in err
+        )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
@@ -187,7 +193,7 @@ def test_a_signal_ends_after_the_step_with_the_command_that_continues(run_script
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "on_progress", ask_to_stop)
         code, out, err = run_script(*DEMO, "--seeds", "0", "--out", "a b")
-    assert code == 130
+    assert code == 75
     assert len(EPOCH_LINE.findall(out)) == 1
     assert "Stopped, checkpoint in " in err and "Traceback" not in err
     assert f"\n  {sys.orig_argv[0]} {SCRIPT} {shlex.join(DEMO)} --seeds 0 --out 'a b'\n" in err
@@ -195,6 +201,12 @@ def test_a_signal_ends_after_the_step_with_the_command_that_continues(run_script
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     code, out, _ = run_script(*DEMO, "--seeds", "0", "--out", "a b")
     assert code == 0 and [found[2] for found in EPOCH_LINE.findall(out)] == ["2", "3", "1", "2", "3"]
+
+
+def test_a_signal_before_training_says_that_the_same_command_continues(run_script, monkeypatch):
+    monkeypatch.setattr(jaxresnet.cli, "_load_data", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = run_script(*DEMO)
+    assert code == 75 and "Stopped. The same command continues:" in err
 
 
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
@@ -211,7 +223,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
             process.send_signal(signal.SIGINT)
             break
     rest, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
+    assert process.returncode == 75, err
     assert "synthetic data, not CIFAR-10" in before[0]
     assert "Stopped, checkpoint in " in err and "Traceback" not in err
     command = shlex.split(err.strip().splitlines()[-1])
@@ -406,7 +418,7 @@ def test_several_experiments_do_not_go_into_the_folder_of_one(run_demo):
 
 def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
     devices = jax.devices()[:2]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(jax, "devices", lambda: devices)
     fit, used = COMPARE.fit, []
 
     def noting(*args, devices, **kwargs):

@@ -1,6 +1,9 @@
 """A comparison on disk: what it leaves, that it continues to the same bytes, and what it refuses to mix."""
 
+import html
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -9,15 +12,16 @@ import numpy as np
 import pytest
 from tiny import RUN, STEADY, contents, stop_after
 
-from jaxresnet.compare import Hooks, compare, pending
+from jaxresnet.compare import Hooks, RunsFailed, compare, pending
 from jaxresnet.config import ModelConfig, with_fields
-from jaxresnet.dataset import Split
-from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError
+from jaxresnet.dataset import Split, fingerprint
+from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError, StorageError
+from jaxresnet.lock import lock
 from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine
 from jaxresnet.report import render
-from jaxresnet.results import read_results
-from jaxresnet.train import Interrupted, fingerprint
+from jaxresnet.results import failure_path, read_results, scores_path
+from jaxresnet.train import Interrupted
 
 COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
 ONE = jax.devices()[:1]
@@ -229,9 +233,10 @@ def test_a_place_that_cannot_be_written_is_refused(tiny_data, tmp_path, monkeypa
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(COMPARE, "write_json", refuse)
-    with pytest.raises(ResultsError, match=f"{out}: cannot write results there"):
+        monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match=f"{out}(/config.json)?: cannot write results there"):
         compare_tiny(tiny_data, out)
+    assert not out.is_dir() or not [p for p in out.iterdir() if p.name != ".lock"], "nothing half-written"
 
 
 @pytest.mark.parametrize(
@@ -257,12 +262,84 @@ def test_what_cannot_run_is_refused_before_the_folder_is_claimed(tiny_data, tmp_
 def test_a_run_that_blows_up_leaves_a_sound_folder(tiny_data, tmp_path):
     optim = replace(RUN.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
     out = tmp_path / "out"
-    with pytest.raises(NonFiniteError, match="epoch 1, step 4"):
-        compare_tiny(tiny_data, out, arms={"Adam": ARMS["Adam"], "huge": replace(RUN, optim=optim)}, seeds=(0,))
+    arms = {"huge": replace(RUN, optim=optim), "Adam": ARMS["Adam"]}
+    with pytest.raises(RunsFailed, match=r"out: 1 of 2 runs failed\. The same command") as error:
+        compare_tiny(tiny_data, out, arms=arms, seeds=SEEDS[:1])
+    reason = error.value.failures["huge", 0]
+    assert "epoch 1, step 4" in reason and f"huge seed 0: {reason}" in str(error.value)
     results = read_results(out)
-    assert results.missing == [("huge", 0)]
+    assert results.missing == [("huge", 0)] and results.failures == {("huge", 0): reason}
     assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
-    assert results.runs["Adam"][0].scores is not None
+    assert results.runs["Adam"][0].scores is not None, "which comes after it"
+    report = error.value.comparison.report
+    assert not report.complete and "(incomplete: 1 of 2 runs, 1 failed)" in report.table
+    summary = json.loads(report.summary_json.read_text())
+    assert summary["missing"] == [{"arm": "huge", "seed": 0, "error": reason}]
+    assert f"Failed: huge seed 0: {reason}" in report.summary_md.read_text()
+    assert reason.split(". Try")[0] in html.unescape(report.html.read_text())
+
+
+def test_a_run_that_failed_is_tried_again_and_its_failure_forgotten(tiny_data, tmp_path, monkeypatch):
+    """Whatever made it fail is gone: here the seed that the error is for."""
+    out, fit = tmp_path / "out", COMPARE.fit
+
+    def fails_once(config, *args, **kwargs):
+        if config.seed == 0 and not config.optim.lookahead:
+            raise NonFiniteError("seed 0: the loss stopped being finite")
+        return fit(config, *args, **kwargs)
+
+    monkeypatch.setattr(COMPARE, "fit", fails_once)
+    with pytest.raises(RunsFailed):
+        compare_tiny(tiny_data, out)
+    assert read_results(out).missing == [("Adam", 0)]
+    monkeypatch.setattr(COMPARE, "fit", fit)
+    assert compare_tiny(tiny_data, out).report.complete
+    assert read_results(out).failures == {} and not list((out / "runs").glob("*.failed.json"))
+
+
+def test_a_run_that_the_device_cannot_hold_does_not_stop_the_others(tiny_data, tmp_path, monkeypatch):
+    fit = COMPARE.fit
+
+    def too_large(config, *args, **kwargs):
+        if config.optim.lookahead:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte\nlong story")
+        return fit(config, *args, **kwargs)
+
+    monkeypatch.setattr(COMPARE, "fit", too_large)
+    with pytest.raises(RunsFailed) as error:
+        compare_tiny(tiny_data, tmp_path / "out", seeds=SEEDS[:1])
+    (reason,) = error.value.failures.values()
+    assert reason == "the device failed (RESOURCE_EXHAUSTED: Out of memory allocating 1 byte); try a smaller batch_size"
+    assert len(read_results(tmp_path / "out").missing) == 1
+
+
+def test_an_error_of_another_kind_ends_the_comparison(tiny_data, tmp_path, monkeypatch):
+    def breaks(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(COMPARE, "fit", breaks)
+    with pytest.raises(RuntimeError, match="a bug"):
+        compare_tiny(tiny_data, tmp_path / "out")
+    assert read_results(tmp_path / "out").failures == {}
+
+
+@pytest.mark.parametrize("text", ["{", '{"arm": "Adam"}', "[]"])
+def test_a_damaged_note_of_a_failure_is_named(finished, tmp_path, text):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("checkpoints"))
+    scores_path(out, "Adam", 0).unlink()
+    failure_path(out, "Adam", 0).write_text(text)
+    with pytest.raises(ResultsError, match=r"adam-seed0\.failed\.json.*delete it"):
+        read_results(out)
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(tiny_data, tmp_path):
+    out = tmp_path / "out"
+    with lock(out), pytest.raises(ResultsError, match="out: in use by process"):
+        compare_tiny(tiny_data, out)
+    assert not any(out.iterdir())
+    with lock(out / "checkpoints" / "adam-seed0"), pytest.raises(RunsFailed, match="adam-seed0: in use by process"):
+        compare_tiny(tiny_data, out, arms={"Adam": ARMS["Adam"]}, seeds=(0,))
 
 
 # -------------------------------------------------------------------------------------------------- compiling once

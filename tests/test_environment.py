@@ -19,7 +19,7 @@ def test_environment_is_json_and_names_what_matters(monkeypatch):
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {
         *("jaxresnet", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "python"),
-        *("platform", "device", "num_devices", "commit", "command"),
+        *("platform", "device", "num_devices", "num_processes", "commit", "command"),
     }
     assert found["jax"] == version("jax") and found["python"].startswith("3.")
     assert found["command"] == "python run.py --out 'a folder'"

@@ -1,10 +1,12 @@
 """What is said of a comparison: columns, verdicts for few and for many pairs, and the notes that a reader needs."""
 
+import json
+
 import pytest
 from fake_results import ADAM, LOOKAHEAD, change_rows, fake_comparison
 
 from jaxresnet.findings import AS_PUBLISHED, SYNTHETIC, findings, title
-from jaxresnet.results import read_results, rows_path, write_rows
+from jaxresnet.results import read_results, rows_path, scores_path, write_json, write_rows
 
 
 def found(folder):
@@ -104,3 +106,17 @@ def test_files_of_no_arm_are_noted(tmp_path):
     fake_comparison(tmp_path)
     write_rows(rows_path(tmp_path, "SGD", 0), [])
     assert "Left out, of no arm and seed of this comparison: runs/sgd-seed0.jsonl." in found(tmp_path).notes
+
+
+def test_what_a_run_went_through_is_noted(tmp_path):
+    folder = fake_comparison(tmp_path)
+    assert not [note for note in found(folder).notes if note.startswith(("Skipped", "Continued"))]
+    path = scores_path(folder, LOOKAHEAD, 1)
+    scores = json.loads(path.read_text())
+    begun = {"jax": "0.10.1", "device": "one GPU", "num_devices": 8}
+    ended = {"jax": "0.10.2", "device": "one CPU", "num_devices": 1}
+    write_json(path, {**scores, "skipped_steps": 1, "earlier_backends": [begun], "environment": ended})
+    notes = found(folder).notes
+    assert f"Skipped: {LOOKAHEAD} seed 1: 1 step whose numbers were not finite." in notes
+    moved = "jax 0.10.1 on 8 x one GPU, then jax 0.10.2 on 1 x one CPU; the same to rounding, not bit for bit."
+    assert f"Continued elsewhere: {LOOKAHEAD} seed 1: {moved}" in notes

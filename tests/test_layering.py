@@ -16,18 +16,21 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv", "environment", "metrics", "stats", "evaluation"],
-    ["config", "dataset", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
+    ["errors", "conv", "environment", "metrics", "stats", "evaluation", "peers"],
+    ["config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download", "processes", "launch"],
     [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
-        *("cifar10_cache", "cifar10_files"),
+        *("evaluation_file", "cifar10_files", "splits"),
     ],
-    ["state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "torch_weights"],
+    [
+        *("state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache"),
+        "torch_weights",
+    ],
     ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
     ["parallel", "predict", "figure_reproduction", "cifar10_source"],
-    ["train", "cifar10", "evaluate_runs", "model_table", "weight_files"],
-    ["report", "progress"],
-    ["compare"],
+    ["shared_run", "cifar10", "evaluate_runs", "model_table", "weight_files"],
+    ["train", "report"],
+    ["progress", "compare"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -45,6 +48,7 @@ ONLY_IN = {
     "tensorflow": set(),
     "safetensors": {"weight_files"},
     "torch": {"torch_weights"},
+    "socket": {"peers", "launch"},
 }
 # Slow to import, or needed by few: only inside the functions that use them.
 NEVER_AT_IMPORT = {

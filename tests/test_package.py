@@ -78,7 +78,7 @@ def test_all_names_exist_once_and_are_all_there_is():
         *("build_model", "Model", "ResNet", "count_params", "load_cifar10", "Dataset", "Split"),
         *("epoch_plan", "EpochPlan", "make_schedule", "make_optimizer", "lookahead"),
         *("fit", "Result", "compare", "Comparison", "predict", "load_variables"),
-        *("from_torch", "to_torch", "convert", "WeightsError"),
+        *("from_torch", "to_torch", "convert", "WeightsError", "distributed"),
     ],
 )
 def test_the_public_surface(name):

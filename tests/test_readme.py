@@ -32,7 +32,7 @@ def commands() -> list[str]:
 def small_data(monkeypatch, tmp_path):
     """CIFAR-10 is 320 synthetic images here, results go to a temporary folder, and one device is enough."""
     device = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    monkeypatch.setattr(jax, "devices", lambda: device)
     data = jr.make_synthetic(320, 128)
     monkeypatch.setattr("jaxresnet.cifar10.load_cifar10", lambda *args: data)
     monkeypatch.setattr(jr, "load_cifar10", lambda *args: data)

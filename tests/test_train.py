@@ -21,11 +21,11 @@ from tiny import (
 import jaxresnet.train
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
-from jaxresnet.dataset import Dataset, Split
+from jaxresnet.dataset import Dataset, Split, fingerprint
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
 from jaxresnet.optim import make_schedule
 from jaxresnet.parallel import Engine, make_engine
-from jaxresnet.train import Interrupted, check_run, fingerprint, fit
+from jaxresnet.train import Interrupted, check_run, fit
 
 ONE = jax.devices()[:1]
 LAST = replace(PARTIAL, selection="last")  # so that the result's state is the last one
@@ -215,15 +215,6 @@ def test_without_a_folder_nothing_can_continue(tiny_data):
         fit(LAST, tiny_data, devices=ONE, should_stop=stop_after(2))
 
 
-def test_a_damaged_checkpoint_stops_the_run_and_is_named(tiny_data, tmp_path):
-    with pytest.raises(Interrupted):
-        fit(LAST, tiny_data, tmp_path, devices=ONE, should_stop=stop_after(2))
-    for path in (tmp_path / "2").rglob("d/*"):
-        path.write_bytes(b"")
-    with pytest.raises(ResultsError, match=f"{tmp_path}/2: the checkpoint cannot be read"):
-        fit(LAST, tiny_data, tmp_path, devices=ONE)
-
-
 # ------------------------------------------------------------------------------------------------- the chosen epoch
 
 
@@ -259,7 +250,7 @@ def test_the_first_best_epoch_on_validation_is_restored(tiny_data, tmp_path, mon
     assert int(result.state.step) == 4 * (best + 1)
     if on_disk:
         kept = sorted(int(p.name) for p in (tmp_path / "run").iterdir())
-        assert kept == sorted({4 * (best + 1), 12})
+        assert kept == sorted({4 * (best + 1), 8, 12})
 
 
 def test_selection_on_test_takes_the_best_epoch_there(tiny_data, tmp_path, monkeypatch):
@@ -285,7 +276,7 @@ def test_the_best_epoch_survives_a_stop(tiny_data, tmp_path, monkeypatch):
     scored = script_scores(monkeypatch, val=(30, 20, 10), test=(None, None, None, 55.5))
     with pytest.raises(Interrupted):
         fit(RUN, tiny_data, tmp_path, devices=ONE, should_stop=stop_after(12))
-    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [4, 10]
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [4, 8, 10]
     result = fit(RUN, tiny_data, tmp_path, devices=ONE)
     assert result.summary["best_epoch"] == 0
     assert_state_is(result.state, scored[0][1])
@@ -424,5 +415,6 @@ def test_a_negative_label_is_refused(tiny_data):
 
 
 def test_history_holds_json_types_only(result):
-    for row in [*result.history, result.summary]:
+    assert result.summary["earlier_backends"] == []
+    for row in [*result.history, {k: v for k, v in result.summary.items() if k != "earlier_backends"}]:
         assert all(type(value) in (int, float, str, type(None)) for value in without_times(row).values()), row

@@ -1,0 +1,183 @@
+"""Several processes of one script on this machine, which share its runs: `python -m jaxresnet launch`.
+
+Each gets the environment by which `processes.initialize` finds the others, and its share of the GPUs.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+from jaxresnet.errors import ConfigError
+
+SECONDS_TO_END = 45  # for the others, after one has failed; then they are killed
+COMMAND = "JAXRESNET_COMMAND"  # the launcher's own command, which continues an interrupted run
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxresnet launch",
+        description="Start several processes of a script on this machine, which share every batch of its runs. Ctrl-C "
+        "and SIGTERM stop all after the same step, and the same command continues.",
+        epilog="Where the scheduler starts the processes (SLURM, Kubernetes, TPU pods), see docs/scaling.md.",
+    )
+    parser.add_argument(
+        "--processes", type=int, required=True, metavar="N", help="how many; GPUs are divided among them"
+    )
+    parser.add_argument(
+        "--devices-per-process", type=int, metavar="M", help="train on the CPU, each process with M virtual devices"
+    )
+    parser.add_argument("script", help="an experiment script, then its own flags: experiments/adam_lookahead.py --demo")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    return launch([options.script, *options.flags], options.processes, options.devices_per_process)
+
+
+def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None) -> int:
+    """Run `python *command` in so many processes, and return the exit status of the first that failed, or 0.
+
+    That of one killed by a signal is 128 and the signal's number. The output of process 0 is left as it is; what the
+    others print goes to stderr, each line after the number of its process. When one fails and the others do not end
+    within SECONDS_TO_END, they are killed. Raises ConfigError for numbers that cannot be.
+    """
+    environments = [
+        {**os.environ, **own, COMMAND: shlex.join(sys.orig_argv)}
+        for own in environments_of(processes, devices_per_process, os.environ)
+    ]
+    children = []
+    for rank, environment in enumerate(environments):
+        # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on, once.
+        child = subprocess.Popen(
+            [sys.executable, *command],
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE if rank else None,
+            stderr=subprocess.STDOUT if rank else None,
+            stdin=subprocess.DEVNULL if rank else None,
+        )
+        children.append(child)
+    printers = [
+        threading.Thread(target=_prefix, args=(child.stdout, rank))
+        for rank, child in enumerate(children)
+        if child.stdout
+    ]
+    for printer in printers:
+        printer.start()
+    try:
+        with _signals_passed_to(children):
+            status = _wait(children)
+    finally:
+        for child in children:
+            child.kill()  # does nothing to one that has ended
+    for printer in printers:
+        printer.join()
+    return status
+
+
+def environments_of(
+    processes: int, devices_per_process: int | None, environment: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """The variables of each process, to be set on top of `environment`."""
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: must be at least 1")
+    if devices_per_process is not None and devices_per_process < 1:
+        raise ConfigError(f"--devices-per-process {devices_per_process}: must be at least 1")
+    address = f"127.0.0.1:{_free_port()}"
+    common = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,  # else it listens to the whole network
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    if devices_per_process is not None:
+        flag = f"--xla_force_host_platform_device_count={devices_per_process}"
+        common |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {flag}".strip()}
+        gpus = []
+    else:
+        gpus = [] if environment.get("JAX_PLATFORMS") == "cpu" else _visible_gpus(environment)
+    if len(gpus) % processes:
+        raise ConfigError(
+            f"--processes {processes}: the {len(gpus)} GPUs cannot be divided among them; choose a divisor, name "
+            "the GPUs in CUDA_VISIBLE_DEVICES, or train on the CPU with --devices-per-process 1"
+        )
+    share = len(gpus) // processes
+    own = [
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} if gpus else {} for i in range(processes)
+    ]
+    return [{**common, "JAX_PROCESS_ID": str(rank), **own[rank]} for rank in range(processes)]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Those that a process started now would see, as CUDA names or numbers them."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return [gpu for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",") if gpu not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+
+
+def _prefix(stream: IO[bytes], rank: int) -> None:
+    for line in stream:
+        sys.stderr.buffer.write(b"[%d] %s\n" % (rank, line.rstrip(b"\n")))
+        sys.stderr.flush()
+
+
+@contextmanager
+def _signals_passed_to(children: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """The first goes to process 0, which tells the others; further ones to all."""
+    passed = 0
+
+    def pass_on(signum: int, frame: object) -> None:
+        nonlocal passed
+        passed += 1
+        for child in children if passed > 1 else children[:1]:
+            child.send_signal(signum)
+
+    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _wait(children: Sequence[subprocess.Popen]) -> int:
+    """Wait for all, and return the exit status of the first that failed."""
+    first, deadline = 0, float("inf")
+    running = dict(enumerate(children))
+    while running:
+        time.sleep(0.05)
+        for rank, child in list(running.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            del running[rank]
+            if code < 0:
+                name = f"process {rank} of {len(children)} (pid {child.pid})"
+                print(f"error: {name} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+            if code and not first:
+                first = code if code > 0 else 128 - code
+                deadline = time.monotonic() + SECONDS_TO_END
+        if running and time.monotonic() > deadline:
+            numbers = ", ".join(map(str, running))
+            print(f"error: process {numbers} did not end with the others: killed", file=sys.stderr, flush=True)
+            for child in running.values():
+                child.kill()
+            deadline = float("inf")
+    return first
