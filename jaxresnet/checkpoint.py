@@ -5,7 +5,6 @@ history, position). Every byte of both is covered by a checksum: the arrays by t
 one of ours. The only file that knows Orbax, which is imported when a checkpoint is first touched.
 """
 
-import gc
 import json
 import logging
 import shutil
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxresnet.errors import ResultsError, StorageError
+from jaxresnet.json_files import read_json
 from jaxresnet.metrics import TrainTotals
 from jaxresnet.state import TrainState
 
@@ -76,7 +76,9 @@ class Checkpoints:
         try:
             if not read_only:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self.half_written = self._remove_half_written()
+                self.half_written = sorted(self.directory.glob(_TEMPORARY))
+                for half in self.half_written:
+                    shutil.rmtree(half)
                 self._set_aside_where(_record_is_damaged)
             try:
                 self._open()
@@ -142,19 +144,6 @@ class Checkpoints:
         with suppress(OSError, ValueError) if exc[0] else nullcontext():
             self._orbax.close()
 
-    def _abandon(self) -> None:
-        """Close after a failed save, which Orbax raises once more, and make room."""
-        with suppress(OSError, ValueError):
-            self._orbax.close()
-        self._remove_half_written(ignore_errors=True)
-        gc.collect()  # what the save had begun and nobody waits for, which complains then
-
-    def _remove_half_written(self, ignore_errors: bool = False) -> list[Path]:
-        found = sorted(self.directory.glob(_TEMPORARY))
-        for folder in found:
-            shutil.rmtree(folder, ignore_errors)
-        return found
-
     def save(self, state: TrainState, totals: TrainTotals, record: dict[str, Any], best_step: int | None) -> None:
         """Write a checkpoint named by state.step and delete all others but the one before it, the one at `best_step`,
         and the one that was best before: those that are needed where this one is damaged.
@@ -168,23 +157,14 @@ class Checkpoints:
         self._keep.best_steps = (best_step, self.record(before).get("best_step") if before is not None else None)
         arrays = {"state": state, "totals": totals}
         record = {**record, "arrays": _shapes(arrays)}
-        with _ONE_AT_A_TIME, _hushed():
-            problem = self._saved(step, arrays, {**record, "crc32": _crc32(record)})
-            if problem is None:
-                return
-            self._abandon()
-        raise StorageError(
-            f"{self.directory}: a checkpoint cannot be written ({problem}). Those before it are intact: make room, and "
-            "the same command continues"
-        )
-
-    def _saved(self, step: int, arrays: Any, record: dict[str, Any]) -> str | None:
-        """Save, and return what went wrong, in words: the error itself would keep alive all that the save had begun."""
         try:
-            self._orbax.save(step, arrays, custom_metadata=record)
+            with _ONE_AT_A_TIME, _quietly():
+                self._orbax.save(step, arrays, custom_metadata={**record, "crc32": _crc32(record)})
         except (OSError, ValueError) as e:  # TensorStore raises ValueError for a full disk
-            return _first_line(e)
-        return None
+            raise StorageError(
+                f"{self.directory}: a checkpoint cannot be written ({_first_line(e)}). Those before it are intact: "
+                "make room, and the same command continues"
+            ) from e
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, newest first."""
@@ -196,17 +176,34 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON part of the checkpoint at `step`, without its arrays."""
+        record = self._whole_record(step)
+        return {name: value for name, value in record.items() if name not in ("arrays", "crc32")}
+
+    def _whole_record(self, step: int) -> dict[str, Any]:
+        """Read from Orbax's file: Orbax would look at all arrays, too, and log at length what is wrong with them."""
         if not (self.directory / str(step) / _RECORD).is_file():
             raise DamagedError(f"{self.directory}/{step}: its record is missing, or it is not a checkpoint")
+        self._check_json(step)
         try:
-            record = self._orbax.metadata(step).custom_metadata
-        except (ValueError, OSError, KeyError, RecursionError) as e:
+            record = json.loads((self.directory / str(step) / _RECORD).read_bytes())["custom_metadata"]
+        except (ValueError, OSError, KeyError, TypeError, RecursionError) as e:
             raise self._unreadable(step, e) from e
         if not isinstance(record, dict) or "config" not in record:
             raise ResultsError(f"{self.directory}/{step}: not a checkpoint of jaxresnet; move it away or change --out")
         if record.get("crc32") not in (None, _crc32(record)):
             raise DamagedError(f"{self.directory}/{step}: its record is damaged")
-        return {name: value for name, value in record.items() if name not in ("arrays", "crc32")}
+        return record
+
+    def _check_json(self, step: int) -> None:
+        """Raise DamagedError for JSON beyond what Orbax writes: nested without end it would crash TensorStore, and with
+        that the process."""
+        for name in ("_METADATA", "_sharding"):
+            path = self.directory / str(step) / "state" / name
+            if path.is_file():
+                try:
+                    read_json(path, "restore the checkpoint from a copy")
+                except ResultsError as e:
+                    raise self._unreadable(step, e) from e
 
     def restore(self, step: int, state: TrainState, totals: TrainTotals) -> Saved:
         """The checkpoint at `step`, laid out on devices as `state` and `totals`, which only give the shapes; in
@@ -216,10 +213,10 @@ class Checkpoints:
             lambda a: a if isinstance(a, np.ndarray) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
             {"state": state, "totals": totals},
         )
-        found = self._orbax.metadata(step).custom_metadata.get("arrays")  # older versions kept none
+        found = self._whole_record(step).get("arrays")  # older versions kept none
         self._check_arrays(step, found, _shapes(abstract))
         try:
-            with _ONE_AT_A_TIME:
+            with _ONE_AT_A_TIME, _quietly():
                 arrays = self._orbax.load(step, abstract)
         except (ValueError, OSError, KeyError, RecursionError) as e:
             raise self._unreadable(step, e) from e
@@ -243,7 +240,9 @@ class Checkpoints:
         self._rename(self.directory / str(step), reason)
         self._open()
 
-    def _unreadable(self, step: int, error: Exception) -> DamagedError:
+    def _unreadable(self, step: int, error: BaseException) -> DamagedError:
+        while error.__cause__ is not None:  # what TensorStore found, in place of what Orbax made of it
+            error = error.__cause__
         return DamagedError(f"{self.directory}/{step}: the checkpoint cannot be read ({_first_line(error)})")
 
 
@@ -278,25 +277,31 @@ def _one_process() -> Iterator[None]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without Orbax's word on what it raises: it logs that from each of its threads, with a traceback each, and what
-    finishes after the first failure finds its event loop closed."""
-    log, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = log.level
+def _quietly() -> Iterator[None]:
+    """Without what Orbax says of an error that it also raises: each of its threads logs it with a traceback, what
+    finishes later finds its event loop closed, and what never began was never awaited. After an error it stays so, as
+    some of that comes as late as the end of the process."""
+    hook = sys.unraisablehook
 
     def other(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
-    log.setLevel(logging.CRITICAL + 1)
+    logs = {
+        "absl": lambda entry: False,
+        "asyncio": lambda entry: "exception was never retrieved" not in entry.getMessage(),
+    }
+    for name, wanted in logs.items():
+        logging.getLogger(name).addFilter(wanted)
     sys.unraisablehook = other
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
-    finally:
-        log.setLevel(level)
-        sys.unraisablehook = hook
+        yield
+    except Exception:
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
+    for name, wanted in logs.items():
+        logging.getLogger(name).removeFilter(wanted)
+    sys.unraisablehook = hook
 
 
 def _shapes(arrays: Any) -> dict[str, str]:
@@ -312,6 +317,6 @@ def _crc32(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in record.items() if k != "crc32"}, sort_keys=True).encode())
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).strip('"').splitlines()[0]
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip('"').splitlines()[0].partition(" [")[0]  # TensorStore adds what it was asked in brackets
     return line if len(line) <= 200 else f"{line[:100]} ... {line[-100:]}"  # the system's reason is at the end

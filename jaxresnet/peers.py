@@ -2,7 +2,7 @@
 
 A star around process 0, over TCP. The kernel closes the connections of a process that ends, however that ends, so the
 others hear of it at once and know which one it was; one that hangs, or whose machine is gone, falls silent. JAX alone
-would leave them in a collective that fails or never returns, and says after its heartbeats' time that "a task" has died.
+would leave them in a collective that fails or never returns, and say after its heartbeats' time that a task has died.
 """
 
 import atexit

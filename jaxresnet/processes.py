@@ -21,7 +21,7 @@ from jaxresnet.peers import PeerLost, Peers, connect, listen
 
 T = TypeVar("T")
 
-HEARTBEAT_SECONDS = 30  # JAX's own; ours are faster, and say who it was
+HEARTBEAT_SECONDS = 50  # JAX's own, for when ours, which come first and say who it was, fail
 SECONDS_TO_WAIT_QUIETLY = 20  # for the others to start
 PEERS_KEY = "jaxresnet/peers"  # in the coordinator's key-value store
 
@@ -73,7 +73,7 @@ def initialize() -> None:
             _integer("JAX_NUM_PROCESSES"),
             _integer("JAX_PROCESS_ID"),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # all arrive together, see `distributed`
         )
     except (ValueError, TypeError, RuntimeError) as e:
         given = " ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("JAX_", "JAXRESNET_")))

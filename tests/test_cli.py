@@ -37,6 +37,7 @@ from jaxresnet.progress import PlannedRun, Progress
 from jaxresnet.published import SOURCE, intended
 
 COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
+DEVICES = jax.devices()
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "adam_lookahead.py"
 EPOCH_LINE = re.compile(r"^(Adam.*), seed (\d+): epoch (\d+)/3 ", re.MULTILINE)
@@ -417,7 +418,7 @@ def test_several_experiments_do_not_go_into_the_folder_of_one(run_demo):
 
 
 def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
-    devices = jax.devices()[:2]
+    devices = DEVICES[:2]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     fit, used = COMPARE.fit, []
 

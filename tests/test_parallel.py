@@ -1,22 +1,27 @@
 """One device and eight give the same run, programs compile once a shape, and what cannot be shared is refused."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import PARTIAL, RUN, STEADY, STEADY_PARTIAL, assert_same_to_rounding, leaves, without_times
+from tiny import PARTIAL, RUN, STEADY, STEADY_PARTIAL, assert_same_to_rounding, leaves, stop_after, without_times
 
 import jaxresnet.steps
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import averages
 from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import Engine, Program, make_engine, replicate
+from jaxresnet.parallel import Engine, Program, first_copy, make_engine, replicate
 from jaxresnet.state import eval_variables
 from jaxresnet.steps import AXIS
-from jaxresnet.train import fit
+from jaxresnet.train import Interrupted, fit
+
+RESET, PULLBACK = (
+    replace(STEADY, optim=replace(STEADY.optim, lookahead_momentum=name)) for name in ("reset", "pullback")
+)
 
 # Like no other test's, so that nothing of it is compiled yet.
 UNSEEN = replace(RUN, model=ModelConfig(stage_sizes=(1,), width=2, pool_size=32), val_size=0, selection="last")
@@ -31,7 +36,7 @@ def test_there_are_eight_devices():
 
 @pytest.fixture(scope="module")
 def on_one_device(tiny_data):
-    return {config: fit(config, tiny_data, devices=jax.devices()[:1]) for config in (STEADY, STEADY_PARTIAL)}
+    return cache(lambda config: fit(config, tiny_data, devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,9 @@ def on_one_device(tiny_data):
         pytest.param(STEADY, 8, id="8 devices, no partial batch"),
         pytest.param(STEADY_PARTIAL, 8, id="8 devices, a partial batch that does not divide over them"),
         pytest.param(STEADY_PARTIAL, 2, id="2 devices, a partial batch that divides over them"),
+        pytest.param(STEADY_PARTIAL, 4, id="4 devices, a partial batch that divides over them"),
+        pytest.param(RESET, 4, id="4 devices, Lookahead that resets the momentum"),
+        pytest.param(PULLBACK, 4, id="4 devices, Lookahead that pulls the momentum back"),
     ],
 )
 def test_one_device_equals_several(config, num_devices, on_one_device, tiny_data):
@@ -47,7 +55,7 @@ def test_one_device_equals_several(config, num_devices, on_one_device, tiny_data
 
     Evaluation too is in batches that do not divide: 44 or 40 validation images, 100 test images over 8 devices.
     """
-    one = on_one_device[config]
+    one = on_one_device(config)
     several = fit(config, tiny_data, devices=jax.devices()[:num_devices])
     paths = [path for path, _ in leaves(one.state)]
     for part in ("params", "batch_stats", "slow_batch_stats", "slow_params", "mu", "nu"):
@@ -68,6 +76,19 @@ def test_one_device_equals_several(config, num_devices, on_one_device, tiny_data
     assert several.summary["test_accuracy"] == one.summary["test_accuracy"]
 
 
+def test_a_run_moves_from_eight_devices_to_one_and_back(on_one_device, tiny_data, tmp_path):
+    """In the middle of epochs, before and after a synchronisation."""
+    one = on_one_device(STEADY_PARTIAL)
+    for devices, stop in ((jax.devices(), 4), (jax.devices()[:1], 5)):
+        with pytest.raises(Interrupted):
+            fit(STEADY_PARTIAL, tiny_data, tmp_path, devices=devices, should_stop=stop_after(stop))
+    moved = fit(STEADY_PARTIAL, tiny_data, tmp_path, devices=jax.devices())
+    assert_same_to_rounding(moved.state, one.state)
+    for a, b in zip(moved.history, one.history, strict=True):
+        for name in ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "grad_norm"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+
+
 def test_the_state_is_whole_on_every_device():
     engine = make_engine(RUN, 256, jax.devices())
     for path, leaf in jax.tree_util.tree_leaves_with_path(engine.init(0)):
@@ -78,6 +99,12 @@ def test_replicate_copies_to_all_devices():
     tree = replicate({"a": np.arange(3, dtype=np.uint8)}, tuple(jax.devices()[:3]))
     assert [s.data.tolist() for s in tree["a"].addressable_shards] == [[0, 1, 2]] * 3
     assert tree["a"].dtype == jnp.uint8
+
+
+def test_a_copy_on_one_device_is_the_first_of_them():
+    tree = replicate({"a": np.arange(3, dtype=np.uint8)}, tuple(jax.devices()[2:5]))
+    copy = first_copy(tree)["a"]
+    assert copy.devices() == {jax.devices()[2]} and copy.tolist() == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------- programs

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxresnet.config import ModelConfig, TrainConfig
-from jaxresnet.dataset import split_validation
+from jaxresnet.dataset import Dataset, Split, split_validation
 from jaxresnet.model import build_model
 from jaxresnet.state import TrainState, eval_variables
 
@@ -24,6 +24,17 @@ MODEL = ModelConfig(stage_sizes=(1,), width=4, pool_size=32)
 RUN = TrainConfig(model=MODEL, num_epochs=3, batch_size=64, eval_batch_size=100, val_size=44)
 # 260 to train on, 5 steps an epoch, the last of 4 images: they divide over 2 devices and not over 8.
 PARTIAL = replace(RUN, val_size=40)
+
+
+def make_tiny_data() -> Dataset:
+    """300 training and 100 test images of noise: enough to run on, nothing to learn."""
+    rng = np.random.default_rng(0)
+
+    def split(num_examples: int) -> Split:
+        images = rng.integers(0, 256, (num_examples, 32, 32, 3), np.uint8)
+        return Split(images, rng.integers(0, 10, num_examples, np.int32))
+
+    return Dataset(split(300), split(100), name="fake", synthetic=True)
 
 
 def steady(config):
