@@ -116,7 +116,9 @@ def soak(planned: list[Kill], folder: Path, reference: dict[str, str | bytes], s
                 said, code = training.ended(), training.process.returncode
             if killed:
                 lines = [line for line in training.lines if line.startswith(("expect about", "all "))]
-                killed[-1]["then_said"] = [*lines, *said.replace(f"{here}/", "").splitlines()]
+                for path, name in ((f"{here}/", ""), (f"{ROOT}/", ""), (sys.executable, "python")):
+                    said = said.replace(path, name)
+                killed[-1]["then_said"] = [*lines, *said.splitlines()]
             # One that was asked to stop when nothing was left to train finishes, as does one that is never killed.
             if not record or code == 0:
                 break

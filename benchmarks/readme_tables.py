@@ -1,4 +1,4 @@
-"""Print the tables of README.md and docs/parity.md from the files under results/, so that none is typed by hand.
+"""Print the tables of README.md and the pages in docs from the files under results/, so that none is typed by hand.
 
     python benchmarks/readme_tables.py
 
@@ -163,9 +163,41 @@ def parity_gradient_table() -> str:
     return "\n".join(lines)
 
 
+def interrupt_table() -> str:
+    """What `benchmarks/interrupt.py` did to a training process, and whether it ended in the same bytes."""
+    rows = json.loads((RESULTS / "interrupt.json").read_text())["table"]
+    lines = ["| signal | instant | times | left half-written | finished with identical bytes |", "|---" * 5 + "|"]
+    for row in rows:
+        lines.append(
+            f"| {row['signal']} | {row['instant']} | {row['kills']} | {row['half_written']} "
+            f"| {row['identical']} of {row['kills']} |"
+        )
+    for signal in dict.fromkeys(row["signal"] for row in rows):
+        of = [row for row in rows if row["signal"] == signal]
+        kills, half, same = (sum(row[key] for row in of) for key in ("kills", "half_written", "identical"))
+        lines.append(f"| {signal} | all | {kills} | {half} | **{same} of {kills}** |")
+    return "\n".join(lines)
+
+
+def fuzz_table() -> str:
+    """What `benchmarks/fuzz_readers.py` gave to each reader, and what became of it."""
+    readers = json.loads((RESULTS / "fuzz.json").read_text())["readers"]
+    lines = ["| reader | inputs | accepted | refused | failures |", "|---|---|---|---|---|"]
+    for name, count in readers.items():
+        numbers = (count["inputs"], count["accepted"], count["refused"], len(count["failures"]))
+        lines.append(f"| {name} | " + " | ".join(f"{n:,}" for n in numbers) + " |")
+    return "\n".join(lines)
+
+
+def fuzz_found() -> str:
+    """What fuzzing found before it was mended, a line each."""
+    return "\n".join(f"- {what}" for what in json.loads((RESULTS / "fuzz.json").read_text())["found_and_mended"])
+
+
 if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
         print(f"\n{comparison}\n\n{subset_table(comparison)}")
     print(f"\n{models_table()}\n\n{benchmark_table()}")
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
+    print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")

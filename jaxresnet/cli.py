@@ -116,7 +116,8 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise StorageError(f"{folder}: cannot write results there ({e.strerror}); choose another folder") from e
+            problem = f"{folder}: cannot write results there ({e.strerror or e}); choose another folder"
+            raise StorageError(problem) from e
         print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
 
 

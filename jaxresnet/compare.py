@@ -14,7 +14,7 @@ import jax
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.dataset import Dataset, fingerprint
 from jaxresnet.environment import environment
-from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError, StorageError, UserError
+from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError, StorageError, UserError, printable
 from jaxresnet.lock import lock
 from jaxresnet.processes import check_same, from_main, on_main, several
 from jaxresnet.report import Report, render
@@ -158,10 +158,11 @@ def compare(
 
 
 def _reason(error: Exception) -> str:
+    """In one line, for the results."""
     if isinstance(error, UserError):
-        return str(error)
+        return printable(str(error)).replace("\n", " ")[:10_000]
     remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
-    return f"the device failed ({str(error).splitlines()[0][:300]}){remedy}"
+    return f"the device failed ({printable(str(error).splitlines()[0][:300])}){remedy}"
 
 
 def _render(out: Path) -> Report:
@@ -265,7 +266,7 @@ def check_folder(
             if out.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in out.iterdir()):
                 raise ResultsError(f"{out}: holds other files and no config.json; choose an empty or a new folder")
         except OSError as e:
-            raise StorageError(f"{out}: cannot write results there ({e.strerror}); choose another folder") from e
+            raise StorageError(f"{out}: cannot write results there ({e.strerror or e}); choose another folder") from e
         return None
     theirs = read_results(out).config
     mine = {"name": name, "protocol": protocol, "dataset": fingerprint(data), "arms": _without_seeds(arms)}

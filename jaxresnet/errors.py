@@ -7,12 +7,15 @@ def short(value: Any) -> str:
     """`repr` in some 200 characters, for a message: what a damaged file holds may have millions. Of an exception its
     text, without what a terminal would obey."""
     try:
-        text = (
-            "".join(c if c.isprintable() else "?" for c in str(value)) if isinstance(value, Exception) else repr(value)
-        )
+        text = printable(str(value)) if isinstance(value, Exception) else repr(value)
     except (ValueError, RecursionError):  # more digits than Python converts, or lists in lists without end
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: line breaks stay, "?" stands for every other such character."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 class UserError(Exception):

@@ -33,11 +33,8 @@ def lock(folder: str | Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _taken(folder)
     except OSError as e:
-        raise StorageError(f"{folder}: cannot write results there ({e.strerror}); choose another folder") from e
+        raise StorageError(f"{folder}: cannot write results there ({e.strerror or e}); choose another folder") from e
     with file:
-        file.truncate(0)
-        file.write(json.dumps(_myself()) + "\n")
-        file.flush()
         try:
             yield
         finally:
@@ -53,6 +50,8 @@ def _taken(folder: Path) -> IO[str]:
         try:
             _lock(folder, file)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"{json.dumps(_myself())}\n".encode())
                 return file
         except FileNotFoundError:
             pass

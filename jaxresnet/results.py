@@ -169,7 +169,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as e:
         raise StorageError(
-            f"{path}: cannot write results there ({e.strerror}). Make room or allow it, and the same command "
+            f"{path}: cannot write results there ({e.strerror or e}). Make room or allow it, and the same command "
             "continues; or choose another folder"
         ) from e
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
-from jaxresnet.errors import UserError, WeightsError
+from jaxresnet.errors import UserError, WeightsError, printable
 from jaxresnet.metrics import zero_totals
 from jaxresnet.optim import make_optimizer
 from jaxresnet.predict import load_variables
@@ -33,6 +33,7 @@ _FOREIGN = {
     *(".bin", ".ckpt", ".gz", ".h5", ".hdf5", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle"),
     *(".pkl", ".safetensor", ".tar", ".tflite", ".txt", ".zip"),
 }
+LONGEST_MESSAGE = 15_000  # characters: every tensor of a large network by name
 _KNOWN = ".pth or .pt (PyTorch), .safetensors, or a checkpoint folder"
 
 
@@ -115,7 +116,7 @@ def read_weights(source: str | Path, weights: Literal["fast", "slow"] | None = N
     try:
         config, variables, step = model_config_of(content), from_torch(content), counted_batches(content)
     except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
+        raise WeightsError(f"{source}: {printable(str(error)[:LONGEST_MESSAGE])}") from error
     wrapped = isinstance(content.get("net"), Mapping)
     accuracy, epoch = (_number(content.get(name)) if wrapped else None for name in ("acc", "epoch"))
     return Weights(config, variables, step, None, accuracy, None if epoch is None else int(epoch))
@@ -198,7 +199,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     # The first sentence: PyTorch goes on to advise weights_only=False.
-    reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {str(error).strip()[:300]}")[0].rstrip(": ")
+    reason = re.split(r"\.\s|\n", f"{type(error).__name__}: {printable(str(error).strip()[:300])}")[0].rstrip(": ")
     return WeightsError(
         f"{path}: not a {path.suffix} file of weights, or damaged ({reason}). Nothing in it was executed. Get it anew, "
         "or save it anew where it comes from"

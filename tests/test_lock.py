@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jaxresnet.errors import ResultsError
+from jaxresnet.errors import ResultsError, StorageError
 from jaxresnet.lock import LOCK, lock
 
 HOLD = "import sys, time; from jaxresnet.lock import lock\nwith lock(sys.argv[1]): print(0, flush=True); time.sleep(60)"
@@ -49,6 +49,18 @@ def test_a_dead_process_holds_nothing(tmp_path, holder, signum):
     assert told["pid"] == holder.pid  # what it left
     with lock(tmp_path / "out"):
         assert json.loads((tmp_path / "out" / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_disk_without_room_for_the_lock_is_an_error_in_a_line(tmp_path, monkeypatch):
+    def full(fd, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
+        patch.setattr(os, "write", full)
+        with lock(tmp_path):
+            raise AssertionError
+    with lock(tmp_path):  # nobody holds it
+        pass
 
 
 def test_another_thread_of_the_process_is_turned_away(tmp_path):

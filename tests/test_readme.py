@@ -149,6 +149,21 @@ def test_every_number_of_the_parity_page_comes_from_results():
     )
 
 
+def test_every_number_of_the_robustness_page_comes_from_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
+    page = (ROOT / "docs" / "robustness.md").read_text()
+    for name in ("interrupt_table", "fuzz_table", "fuzz_found"):
+        assert tables[name]() in page, name
+
+
+def test_the_soak_and_the_fuzzing_left_nothing_when_they_were_written_down():
+    soak = json.loads((ROOT / "results" / "interrupt.json").read_text())
+    assert soak["identical"] == soak["kills"] and sum(row["kills"] for row in soak["table"]) == soak["kills"]
+    assert sum(row["kills"] for row in soak["table"] if row["signal"] == "SIGKILL") >= 50
+    readers = json.loads((ROOT / "results" / "fuzz.json").read_text())["readers"]
+    assert not any(reader["failures"] for reader in readers.values())
+
+
 def test_the_parity_tests_passed_when_their_errors_were_written_down():
     rows = json.loads((ROOT / "results" / "parity.json").read_text())["quantities"]
     assert {row["against"] for row in rows} == {"golden", "live", "NumPy"}

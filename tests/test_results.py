@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from jaxresnet import results
-from jaxresnet.errors import ConfigError, ResultsError
+from jaxresnet.errors import ConfigError, ResultsError, StorageError
 from jaxresnet.results import (
     config_path,
     read_results,
@@ -119,7 +119,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monke
         raise OSError("disk full")
 
     monkeypatch.setattr(results.os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"x\.txt: cannot write results there \(disk full\)\. Make room"):
         write_text(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
 
