@@ -90,6 +90,10 @@ FOUND_AND_MENDED = {
     ),
     "configs: numbers too large for float raised OverflowError, lists nested too deep RecursionError, and messages "
     "repeated texts of 200,000 characters": "test_a_config_of_damaged_values_is_refused_in_a_short_message",
+    "results: a message repeated names of another config, some of which turn a terminal's text around": (
+        "test_a_config_of_another_run_with_names_that_turn_text_around_gives_a_printable_message"
+    ),
+    "checkpoints: an error of Orbax without a text raised IndexError": "test_an_error_without_a_text_is_told_by_name",
 }
 
 

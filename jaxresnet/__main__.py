@@ -22,6 +22,10 @@ def main() -> None:
 
     subcommands = tyro.extras.SubcommandApp()
 
+    @subcommands.command(name="launch")
+    def _() -> None:
+        """Start several processes of a script on this machine, which share its runs: launch --help tells more."""
+
     @subcommands.command(name="summary")
     def _(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
         """Print a network's layers, shapes, parameters and multiply-adds."""

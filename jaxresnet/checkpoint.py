@@ -100,7 +100,7 @@ class Checkpoints:
     def _orbax_at(self, directory: Path) -> Any:
         from orbax.checkpoint import v1 as ocp
 
-        with _one_process():
+        with _one_process(), _quietly():
             return ocp.training.Checkpointer(
                 directory,
                 # Every call of `save` saves: when to save is the train loop's decision.
@@ -318,5 +318,6 @@ def _crc32(record: dict[str, Any]) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    line = str(error).strip('"').splitlines()[0].partition(" [")[0]  # TensorStore adds what it was asked in brackets
+    text = str(error).strip('"') or type(error).__name__
+    line = text.splitlines()[0].partition(" [")[0]  # TensorStore adds what it was asked in brackets
     return line if len(line) <= 200 else f"{line[:100]} ... {line[-100:]}"  # the system's reason is at the end

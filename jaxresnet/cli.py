@@ -91,7 +91,7 @@ def exit_status() -> Any:
 
 
 def fail(error: UserError) -> NoReturn:
-    if is_main():
+    if is_main() or COMMAND not in os.environ:  # those that `launch` started share a terminal
         print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 

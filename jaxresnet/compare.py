@@ -1,6 +1,7 @@
 """A comparison: arms times seeds, one run each, on disk and resumable."""
 
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -14,7 +15,7 @@ import jax
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.dataset import Dataset, fingerprint
 from jaxresnet.environment import environment
-from jaxresnet.errors import ConfigError, NonFiniteError, ResultsError, StorageError, UserError, printable
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError, printable
 from jaxresnet.lock import lock
 from jaxresnet.processes import check_same, from_main, on_main, several
 from jaxresnet.report import Report, render
@@ -49,7 +50,8 @@ class RunsFailed(UserError):
         self.comparison, self.failures = comparison, dict(failures)
         reasons = "".join(f"\n  {arm} seed {seed}: {reason}" for (arm, seed), reason in self.failures.items())
         super().__init__(
-            f"{comparison.folder}: {len(failures)} of {num_runs} runs failed. The same command tries again{reasons}"
+            f"{comparison.folder}: {len(failures)} of {num_runs} runs failed, and no other was lost. The same command "
+            f"tries them again; do first what each of these asks for:{reasons}"
         )
 
 
@@ -93,9 +95,9 @@ def compare(
 
     Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
     seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ, and
-    while another process works there, naming that. A run whose loss stops being finite, whose checkpoints are damaged,
-    or which the device cannot run (out of memory) does not keep the others from running: RunsFailed is raised after
-    them.
+    while another process works there, naming that. A run that fails (its loss stops being finite, its checkpoints are
+    damaged, the device has too little memory) does not keep the others from running: RunsFailed is raised after them,
+    and holds what there is.
     """
     check_spread(spread)
     devices = tuple(jax.devices() if devices is None else devices)
@@ -114,10 +116,10 @@ def compare(
             hooks.on_run(arm, seed)
         try:
             result = train(arm, seed, team, should_stop)
-        except (NonFiniteError, ResultsError, jax.errors.JaxRuntimeError) as e:  # its own trouble: the other runs go on
-            if isinstance(e, StorageError) or (several() and not isinstance(e, UserError)):
-                raise  # everyone's: the disk, or a process that was lost
-            failures[arm, seed] = _reason(e)
+        except Exception as e:  # its own trouble: the other runs go on
+            if isinstance(e, StorageError | Interrupted) or (several() and not isinstance(e, UserError)):
+                raise  # everyone's: the disk, a request to stop, or a process that was lost
+            failures[arm, seed] = _reason(e, seed)
             from_main(lambda: write_json(failed, {"arm": arm, "seed": seed, "error": failures[arm, seed]}))
             return
         # Its rows also when all its epochs were in the checkpoint.
@@ -129,6 +131,8 @@ def compare(
             hooks.on_end(arm, seed)
 
     def train(arm: str, seed: int, team: Sequence[jax.Device], should_stop: Callable[[], bool]) -> Result:
+        from_main(lambda: _check_checkpoints(out, arm, seed, restart))
+
         def on_epoch(history: list[Row]) -> None:
             from_main(lambda: write_rows(rows_path(out, arm, seed), history))
             if hooks.on_epoch:
@@ -157,12 +161,24 @@ def compare(
     return comparison
 
 
-def _reason(error: Exception) -> str:
-    """In one line, for the results."""
+def _check_checkpoints(out: Path, arm: str, seed: int, restart: bool) -> None:
+    """Raise ResultsError where epochs were finished and their checkpoint is gone: to begin anew is not to continue."""
+    rows, folder = rows_path(out, arm, seed), checkpoint_path(out, arm, seed)
+    if rows.is_file() and rows.stat().st_size and not restart and not (folder.is_dir() and any(folder.iterdir())):
+        raise ResultsError(
+            f"{folder}: holds no checkpoint, but {rows} has finished epochs. Put the checkpoints back, or begin the "
+            "run anew with --restart (compare: restart=True)"
+        )
+
+
+def _reason(error: Exception, seed: int) -> str:
+    """In one line, for the results. What nobody foresaw is printed with its traceback as well."""
+    text = printable(str(error)).replace("\n", " ")[:10_000]
     if isinstance(error, UserError):
-        return printable(str(error)).replace("\n", " ")[:10_000]
-    remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
-    return f"the device failed ({printable(str(error).splitlines()[0][:300])}){remedy}"
+        return text.removeprefix(f"seed {seed}: ")
+    traceback.print_exception(error)
+    remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError) else ""
+    return f"{type(error).__name__}: {text[:300]}{remedy}"
 
 
 def _render(out: Path) -> Report:

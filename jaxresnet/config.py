@@ -18,6 +18,7 @@ MAX_FLOAT = float(2**128 - 2**104)  # float32's largest number, 3.4e38
 MIN_FLOAT = 2.0**-126  # float32's smallest positive normal number, 1.2e-38: processors may take smaller ones for 0
 MAX_DECAY = 0.999999  # float32 hardly tells a higher decay from 1, and Adam divides by 1 - decay ** step
 MAX_CHANNELS = 8192  # of the last stage: the 3x3 kernels of twice as many overflow int32 indices
+MAX_EVAL_BATCH = 2**20  # more images than any device holds at once
 MAX_BLOCKS = 300  # of all stages together: 602 layers
 
 
@@ -183,7 +184,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(isinstance(value, cls), name, value, f"of class {cls.__name__}, not {type(value).__name__}")
         _check_ints(self, seed=(0, 2**32 - 1), num_epochs=(1, 10_000), val_size=(0, MAX_INT))
-        _check_ints(self, batch_size=(1, MAX_INT), eval_batch_size=(1, MAX_INT), skip_nonfinite=(0, MAX_INT))
+        _check_ints(self, batch_size=(1, MAX_INT), eval_batch_size=(1, MAX_EVAL_BATCH), skip_nonfinite=(0, MAX_INT))
         if self.train_size is not None:
             _check_ints(self, train_size=(1, MAX_INT))
             allowed = f"below train_size={self.train_size} (a tenth of it is usual)"

@@ -231,7 +231,8 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
     notes += [note for arm in results.runs for run in results.finished(arm) for note in _incidents(run)]
     if results.missing:
         missing = ", ".join(f"{arm} seed {seed}" for arm, seed in results.missing)
-        notes.append(f"Incomplete, missing: {missing}. Run the same command again to finish.")
+        failed = ", after what the failed ones ask for" if results.failures else ""
+        notes.append(f"Incomplete, missing: {missing}. Run the same command again to finish{failed}.")
     if results.selections == ["test"] and all(arm.get("val_size") == 0 for arm in results.config["arms"].values()):
         notes.append("No column for an epoch chosen on validation: the runs held no images out to choose on.")
     weights = {name: " and ".join(arm["weights"]) for name, arm in summary["arms"].items() if arm["weights"]}

@@ -12,13 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
 from jaxresnet.errors import ConfigError
+from jaxresnet.processes import LIFELINE
 
 SECONDS_TO_END = 45  # for the others, after one has failed; then they are killed
+SECONDS_TO_HEAR = 3  # for the others, after one has ended as it was asked to; then they are asked, too
+EXIT_INTERRUPTED = 75  # as of the scripts: the same command continues
+ASKED = (EXIT_INTERRUPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # how a process ends that was asked to
 COMMAND = "JAXRESNET_COMMAND"  # the launcher's own command, which continues an interrupted run
 
 
@@ -45,14 +49,15 @@ def main(argv: Sequence[str]) -> int:
 def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None) -> int:
     """Run `python *command` in so many processes, and return the exit status of the first that failed, or 0.
 
-    That of one killed by a signal is 128 and the signal's number. The output of process 0 is left as it is; what the
-    others print goes to stderr, each line after the number of its process. When one fails and the others do not end
-    within SECONDS_TO_END, they are killed. Raises ConfigError for numbers that cannot be.
+    That of one killed by a signal is 128 and the signal's number; of those that were asked to end, and did, it is
+    EXIT_INTERRUPTED. The output of process 0 is left as it is; what the others print goes to stderr, each line after
+    the number of its process. When one fails and the others do not end within SECONDS_TO_END, they are killed. When
+    this process ends, however that is, they stop as if asked to. Raises ConfigError for numbers that cannot be.
     """
-    environments = [
-        {**os.environ, **own, COMMAND: shlex.join(sys.orig_argv)}
-        for own in environments_of(processes, devices_per_process, os.environ)
-    ]
+    own_environments = environments_of(processes, devices_per_process, os.environ)
+    theirs, ours = os.pipe()  # the system closes ours with this process
+    common = {COMMAND: shlex.join(sys.orig_argv), LIFELINE: str(theirs)}
+    environments = [{**os.environ, **own, **common} for own in own_environments]
     children = []
     for rank, environment in enumerate(environments):
         # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on, once.
@@ -63,6 +68,7 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
             stdout=subprocess.PIPE if rank else None,
             stderr=subprocess.STDOUT if rank else None,
             stdin=subprocess.DEVNULL if rank else None,
+            pass_fds=(theirs,),
         )
         children.append(child)
     printers = [
@@ -73,11 +79,13 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
     for printer in printers:
         printer.start()
     try:
-        with _signals_passed_to(children):
-            status = _wait(children)
+        with _signals_passed_to(children) as was_asked:
+            status = _wait(children, was_asked)
     finally:
         for child in children:
             child.kill()  # does nothing to one that has ended
+        os.close(theirs)
+        os.close(ours)
     for printer in printers:
         printer.join()
     return status
@@ -139,27 +147,30 @@ def _prefix(stream: IO[bytes], rank: int) -> None:
 
 
 @contextmanager
-def _signals_passed_to(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """The first goes to process 0, which tells the others; further ones to all."""
+def _signals_passed_to(children: Sequence[subprocess.Popen]) -> Iterator[Callable[[], bool]]:
+    """The first goes to process 0, which tells the others; further ones to all. Yields whether there was one."""
     passed = 0
 
     def pass_on(signum: int, frame: object) -> None:
         nonlocal passed
         passed += 1
         for child in children if passed > 1 else children[:1]:
-            child.send_signal(signum)
+            child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+        signals.append(signal.SIGHUP)  # the terminal is gone
+    before = {s: signal.signal(s, pass_on) for s in signals}
     try:
-        yield
+        yield lambda: passed > 0
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
 
 
-def _wait(children: Sequence[subprocess.Popen]) -> int:
+def _wait(children: Sequence[subprocess.Popen], was_asked: Callable[[], bool]) -> int:
     """Wait for all, and return the exit status of the first that failed."""
-    first, deadline = 0, float("inf")
+    first, deadline, hear = 0, float("inf"), float("inf")
     running = dict(enumerate(children))
     while running:
         time.sleep(0.05)
@@ -168,12 +179,19 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
             if code is None:
                 continue
             del running[rank]
-            if code < 0:
+            status = code if code >= 0 else 128 - code
+            as_asked = was_asked() and status in ASKED
+            if code < 0 and not as_asked:
                 name = f"process {rank} of {len(children)} (pid {child.pid})"
                 print(f"error: {name} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
             if code and not first:
-                first = code if code > 0 else 128 - code
+                first = EXIT_INTERRUPTED if as_asked else status
                 deadline = time.monotonic() + SECONDS_TO_END
+                hear = time.monotonic() + SECONDS_TO_HEAR if as_asked else hear
+        if running and time.monotonic() > hear:  # while they start, they hear of nothing else
+            for child in running.values():
+                child.terminate()
+            hear = float("inf")
         if running and time.monotonic() > deadline:
             numbers = ", ".join(map(str, running))
             print(f"error: process {numbers} did not end with the others: killed", file=sys.stderr, flush=True)

@@ -53,8 +53,8 @@ class Peers:
         self._lock, self._lost = threading.Lock(), threading.Event()
         for peer, connection in connections.items():
             _send_small_messages_at_once(connection)
-            threading.Thread(target=self._read, args=(peer,), daemon=True, name=f"peer {peer}").start()
-        threading.Thread(target=self._beat, daemon=True, name="beat").start()
+            _in_background(self._read, peer)
+            _in_background(self._beat, peer)  # each by itself: one that hangs may keep its sender waiting
         atexit.register(self.close)  # before JAX's, which waits for all processes
         self._abort_handler = _on_abort(self._say_when_aborted)
 
@@ -129,19 +129,27 @@ class Peers:
                 self._inbox[peer].put(None)
                 _after(SECONDS_TO_FOLLOW, lambda: self._lose(f"{self.names[peer]} ended before this one"))
 
-    def _beat(self) -> None:
-        while True:
-            time.sleep(SECONDS_BETWEEN_BEATS)
-            self._tell_all(BEAT)
+    def _beat(self, peer: int) -> None:
+        with suppress(OSError):  # it may be gone
+            while True:
+                time.sleep(SECONDS_BETWEEN_BEATS)
+                self._send(peer, BEAT)
 
     def _send(self, peer: int, frame: bytes) -> None:
         with self._sending[peer]:
             self._connections[peer].send_bytes(frame)
 
     def _tell_all(self, frame: bytes) -> None:
-        for peer in self._connections:
+        """Within a second, or not: one that hangs reads nothing."""
+
+        def tell(peer: int) -> None:
             with suppress(OSError):  # it may be gone
                 self._send(peer, frame)
+
+        telling = [_in_background(tell, peer) for peer in self._connections]
+        deadline = time.monotonic() + 1
+        for thread in telling:
+            thread.join(max(0, deadline - time.monotonic()))
 
     def _gone(self, peer: int) -> str:
         return f"{self.names[peer]} is gone: killed, crashed, or cut off"
@@ -151,12 +159,12 @@ class Peers:
             if self.lost or self._closed:
                 return
             self.lost = text
+        _after(SECONDS_TO_END, self.leave)  # the main thread may wait in a collective for ever
         if self.rank == 0:
             self._tell_all(LOST + text.encode())
-        self._lost.set()
+        self._lost.set()  # from here on the main thread may end this process
         for inbox in self._inbox.values():
             inbox.put(None)
-        _after(SECONDS_TO_END, self.leave)  # the main thread may wait in a collective for ever
 
     def _say_when_aborted(self) -> None:
         """JAX's client aborts the process when process 0, its coordinator, is gone, and says little."""
@@ -212,6 +220,12 @@ def _in_words(error: BaseException) -> str:
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+
+
+def _in_background(fn: Callable[[int], None], peer: int) -> threading.Thread:
+    thread = threading.Thread(target=fn, args=(peer,), daemon=True, name=f"peer {peer}")
+    thread.start()
+    return thread
 
 
 def _after(seconds: float, fn: Callable[[], Any]) -> None:

@@ -6,6 +6,7 @@ touches the disk and prints; it tells the others what they need. With one proces
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxresnet.config import differing_fields
 from jaxresnet.errors import ConfigError, UserError
 from jaxresnet.peers import PeerLost, Peers, connect, listen
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 50  # JAX's own, for when ours, which come first and say who it was, fail
 SECONDS_TO_WAIT_QUIETLY = 20  # for the others to start
+LIFELINE = "JAXRESNET_LIFELINE"  # a file descriptor of the launcher's, which ends when that does
 PEERS_KEY = "jaxresnet/peers"  # in the coordinator's key-value store
 
 
@@ -33,6 +36,7 @@ def distributed() -> Iterator[None]:
 
     With one process it does nothing.
     """
+    _end_with_launcher()
     initialize()
     try:
         with ExitStack() as held:
@@ -88,6 +92,19 @@ def initialize() -> None:
         if jax.default_backend() == "cpu":
             _silence_gloo()
         _peers()
+
+
+def _end_with_launcher() -> None:
+    """Take the end of `launch`, even by `kill -9`, for a request to stop: nobody would know of this process."""
+    if LIFELINE not in os.environ:
+        return
+    descriptor = int(os.environ[LIFELINE])
+
+    def watch() -> None:
+        os.read(descriptor, 1)  # nothing is ever written: it returns when the launcher is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
 
 
 def several() -> bool:
@@ -189,8 +206,10 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
         different = [name for name in told[0] if theirs.get(name) != told[0][name]]
         if different:
             names = _peers().names
-            pairs = "; ".join(f"{name}: {told[0][name]} and {theirs.get(name)}" for name in different)
-            raise ConfigError(f"{what} must be the same in all processes; {names[0]} and {names[rank]} have {pairs}")
+            lines = differing_fields({n: told[0][n] for n in different}, {n: theirs.get(n) for n in different})
+            raise ConfigError(
+                f"{what} must be the same in all processes; {names[0]} -> {names[rank]}: {'; '.join(lines)}"
+            )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxresnet.config import differing_fields, with_new_fields
-from jaxresnet.errors import ConfigError, ResultsError, StorageError, short
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, printable, short
 from jaxresnet.json_files import is_name, is_number, is_whole, parse_json, read_json, read_text
 
 SELECTIONS = ("val", "test", "last")  # the data on which a run's epoch was chosen; "last" is no choice
@@ -330,7 +330,7 @@ def _read_scores(path: Path, arm: str, seed: int, config: dict[str, Any]) -> dic
         saved = with_new_fields({**config, "seed": seed}), with_new_fields(scores["config"])
         differing = differing_fields(*saved)
         if differing:
-            which = "; ".join(line[:200] for line in differing[:20])
+            which = printable("; ".join(line[:200] for line in differing[:20]))
             problem = f"was run with another config than arm {arm!r} of config.json ({which})"
             raise ResultsError(f"{path}: {problem}: two comparisons are mixed in this folder; {_REDO}")
     return scores

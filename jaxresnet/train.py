@@ -1,5 +1,6 @@
 """One run, from a config and a data set to a history and a chosen state."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ from jaxresnet.splits import run_splits
 from jaxresnet.state import TrainState, eval_variables
 from jaxresnet.steps import steps_per_epoch
 
+TRY = (
+    "Try a lower learning rate, a warm-up, or precision float32, in another output folder. Checkpoints before it are "
+    "intact"
+)
 Row = dict[str, Any]
 Placed = tuple[jax.Array, ...]  # images and labels of a split, on the devices
 
@@ -237,9 +242,8 @@ class _Run:
             if config.skip_nonfinite:
                 first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
             raise NonFiniteError(
-                f"seed {config.seed}: the loss, a gradient or batch statistics stopped being finite in epoch {epoch}, "
-                f"{first} (the first are 0). Try a lower learning rate, a warm-up, or precision float32, in another "
-                "output folder. The checkpoint before it is intact"
+                f"seed {config.seed}: the loss, a gradient, an update or batch statistics stopped being finite in "
+                f"epoch {epoch}, {first} (both counted from 0). {TRY}"
             )
         if stopped:
             self._save()
@@ -270,7 +274,7 @@ class _Run:
         }
         scored = {"val": self.config.val_size > 0, "test": self.config.test_every_epoch}
         for name, wanted in scored.items():
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = self._score(self.state, name) if wanted else (None, None)
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = self._finite_score(name, epoch) if wanted else (None, None)
         row |= dict(zip(("grad_norm", "param_norm", "update_norm"), norms, strict=True))
         row["skipped_steps"] = self._skipped(self.state, self.totals)
         row |= {"seconds": round(seconds, 3), "images_per_second": round(self.num_train / seconds, 1)}
@@ -281,6 +285,17 @@ class _Run:
         if self.checkpoints is None and self._best_epoch() == epoch:
             self.best = jax.tree.map(jnp.copy, self.state)
         self._save()
+
+    def _finite_score(self, name: str, epoch: int) -> tuple[float, float]:
+        """(loss in nats, accuracy in percent) of the state on a split. Running statistics lag behind the weights, so
+        this may overflow where training does not."""
+        loss, accuracy = self._score(self.state, name)
+        if not math.isfinite(loss):
+            split = {"val": "validation", "test": "test"}[name]
+            raise NonFiniteError(
+                f"seed {self.config.seed}: the {split} loss is {loss} after epoch {epoch} (counted from 0). {TRY}"
+            )
+        return loss, accuracy
 
     def _score(self, state: TrainState, name: str) -> tuple[float, float]:
         images, labels = self.data[name]
@@ -313,7 +328,8 @@ class _Run:
                 state = self.best
         test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
         if test_accuracy is None:  # the one time that this run sees the test set
-            test_loss, test_accuracy = self._score(state, "test")
+            self.state = state
+            test_loss, test_accuracy = self._finite_score("test", best["epoch"])
         summary = {
             "seed": config.seed,
             "selection": config.selection,

@@ -20,10 +20,13 @@ from jaxresnet.lock import lock
 from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine
 from jaxresnet.report import render
-from jaxresnet.results import failure_path, read_results, scores_path
+from jaxresnet.results import checkpoint_path, failure_path, read_results, scores_path
 from jaxresnet.train import Interrupted
 
-COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
+COMPARE, TRAIN = (
+    sys.modules[compare.__module__],
+    sys.modules["jaxresnet.train"],
+)  # the package's attribute of that name is the function
 ONE = jax.devices()[:1]
 ARMS = {"Adam + Lookahead": RUN, "Adam": replace(RUN, optim=replace(RUN.optim, lookahead=False))}
 SEEDS = (0, 1)
@@ -263,7 +266,7 @@ def test_a_run_that_blows_up_leaves_a_sound_folder(tiny_data, tmp_path):
     optim = replace(RUN.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
     out = tmp_path / "out"
     arms = {"huge": replace(RUN, optim=optim), "Adam": ARMS["Adam"]}
-    with pytest.raises(RunsFailed, match=r"out: 1 of 2 runs failed\. The same command") as error:
+    with pytest.raises(RunsFailed, match=r"out: 1 of 2 runs failed, and no other was lost\. The same command") as error:
         compare_tiny(tiny_data, out, arms=arms, seeds=SEEDS[:1])
     reason = error.value.failures["huge", 0]
     assert "epoch 1, step 4" in reason and f"huge seed 0: {reason}" in str(error.value)
@@ -297,30 +300,78 @@ def test_a_run_that_failed_is_tried_again_and_its_failure_forgotten(tiny_data, t
     assert read_results(out).failures == {} and not list((out / "runs").glob("*.failed.json"))
 
 
-def test_a_run_that_the_device_cannot_hold_does_not_stop_the_others(tiny_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"),
+            "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 1 byte; try a smaller batch_size",
+        ),
+        (MemoryError("not here"), "MemoryError: not here; try a smaller batch_size"),
+        (RuntimeError("a bug\nof two lines"), "RuntimeError: a bug of two lines"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_breaks_does_not_stop_the_others(tiny_data, tmp_path, monkeypatch, capsys, error, reason):
     fit = COMPARE.fit
 
-    def too_large(config, *args, **kwargs):
+    def breaks(config, *args, **kwargs):
         if config.optim.lookahead:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte\nlong story")
+            raise error
         return fit(config, *args, **kwargs)
 
-    monkeypatch.setattr(COMPARE, "fit", too_large)
-    with pytest.raises(RunsFailed) as error:
-        compare_tiny(tiny_data, tmp_path / "out", seeds=SEEDS[:1])
-    (reason,) = error.value.failures.values()
-    assert reason == "the device failed (RESOURCE_EXHAUSTED: Out of memory allocating 1 byte); try a smaller batch_size"
-    assert len(read_results(tmp_path / "out").missing) == 1
-
-
-def test_an_error_of_another_kind_ends_the_comparison(tiny_data, tmp_path, monkeypatch):
-    def breaks(*args, **kwargs):
-        raise RuntimeError("a bug")
-
     monkeypatch.setattr(COMPARE, "fit", breaks)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RunsFailed) as failed:
+        compare_tiny(tiny_data, tmp_path / "out", seeds=SEEDS[:1])
+    assert list(failed.value.failures.values()) == [reason]
+    results = read_results(tmp_path / "out")
+    assert len(results.missing) == 1 and list(results.failures.values()) == [reason]
+    assert "Traceback" in capsys.readouterr().err, "for whoever has to find out why"
+
+
+def test_a_full_disk_ends_the_comparison(tiny_data, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise StorageError("no room")
+
+    monkeypatch.setattr(COMPARE, "fit", full)
+    with pytest.raises(StorageError, match="no room"):
         compare_tiny(tiny_data, tmp_path / "out")
     assert read_results(tmp_path / "out").failures == {}
+
+
+def test_a_score_that_is_not_finite_is_a_failure_of_its_run_alone(tiny_data, tmp_path, monkeypatch):
+    """Running statistics lag behind the weights: evaluation may overflow where no step did."""
+    score = TRAIN._Run._score
+
+    def overflows(self, state, name):
+        loss, accuracy = score(self, state, name)
+        return (float("nan") if self.config.optim.lookahead and self.epoch == 1 else loss), accuracy
+
+    monkeypatch.setattr(TRAIN._Run, "_score", overflows)
+    with pytest.raises(RunsFailed) as failed:
+        compare_tiny(tiny_data, tmp_path / "out", seeds=SEEDS[:1])
+    (reason,) = failed.value.failures.values()
+    assert reason.startswith("the validation loss is nan after epoch 1 (counted from 0). Try a lower learning rate")
+    results = read_results(tmp_path / "out")
+    assert len(results.missing) == 1
+    (missing,) = results.missing
+    assert [row["epoch"] for row in results.runs[missing[0]][missing[1]].rows] == [0]
+    assert {p.name for p in checkpoint_path(tmp_path / "out", *missing).iterdir()} == {"4"}, "the last good one"
+    monkeypatch.setattr(TRAIN._Run, "_score", score)
+    assert compare_tiny(tiny_data, tmp_path / "out", seeds=SEEDS[:1]).report.complete
+
+
+def test_checkpoints_that_are_gone_are_not_taken_for_a_run_that_never_began(tiny_data, tmp_path):
+    out = tmp_path / "out"
+    arms = {"Adam": ARMS["Adam"]}
+    with pytest.raises(Interrupted):
+        compare_tiny(tiny_data, out, arms=arms, seeds=(0,), should_stop=stop_after(8))
+    shutil.rmtree(out / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunsFailed, match=r"holds no checkpoint, but .* has finished epochs.*--restart"):
+            compare_tiny(tiny_data, out, arms=arms, seeds=(0,))
+    made = compare(arms, (0,), tiny_data, out, name="tiny", devices=ONE, restart=True)
+    assert made.report.complete
 
 
 @pytest.mark.parametrize("text", ["{", '{"arm": "Adam"}', "[]"])

@@ -529,3 +529,22 @@ def test_a_checkpoints_record_nested_too_deep_is_refused(checkpoint):
         path.write_text(text)
         with pytest.raises(UserError), Checkpoints(checkpoint, read_only=True) as checkpoints:
             checkpoints.record(0)
+
+
+def test_a_config_of_another_run_with_names_that_turn_text_around_gives_a_printable_message(tmp_path):
+    folder = fake_comparison(tmp_path / "comparison", arms=("A",), seeds=(0,))
+    path = scores_path(folder, "A", 0)
+    scores = json.loads(path.read_text())
+    path.write_text(json.dumps({**scores, "config": {"batch_size": 512, "\u202e": 1}}))
+    with pytest.raises(ResultsError, match="another config than arm 'A'") as raised:
+        read_results(folder)
+    assert str(raised.value).isprintable()
+
+
+def test_an_error_without_a_text_is_told_by_name(checkpoint, monkeypatch):
+    def fails(*_):
+        raise ValueError
+
+    monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer.load", fails)
+    with pytest.raises(ResultsError, match=r"cannot be read \(ValueError\)"):
+        load_variables(checkpoint)

@@ -138,6 +138,51 @@ def test_a_signal_reaches_the_first_process_and_the_second_all(tmp_path):
     assert process.wait(30) == 75
 
 
+def test_asked_to_end_while_it_starts_it_ends_soon_and_with_the_status_that_says_so(tmp_path):
+    """When no process has a handler yet: the first dies of it, and the other would wait for it."""
+    script = tmp_path / "script.py"
+    script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)")
+    command = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, str(script)], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == "here\n"
+    start = time.monotonic()
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75 and "error" not in err
+    assert time.monotonic() - start < 20
+
+
+def test_processes_end_with_their_launcher(tmp_path):
+    """After `kill -9`, too: as if they had been asked to."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from jaxresnet.processes import _end_with_launcher\n"
+        "rank = os.environ['JAX_PROCESS_ID']\n"
+        "def heard(*_):\n    open('ended' + rank, 'w').close()\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, heard)\n"
+        "_end_with_launcher()\n"
+        "open('ready' + rank, 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, str(script)], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+
+    def wait_for(name):
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / f"{name}{rank}").exists() for rank in (0, 1)):
+            assert time.monotonic() < deadline, name
+            time.sleep(0.05)
+
+    wait_for("ready")
+    assert not list(tmp_path.glob("ended*"))
+    process.kill()
+    process.wait()
+    wait_for("ended")
+
+
 def test_the_command_line(monkeypatch):
     seen = []
     monkeypatch.setattr(jaxresnet.launch, "launch", lambda *args: seen.append(args) or 7)

@@ -17,14 +17,14 @@ PACKAGE = ROOT / "jaxresnet"
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
     ["errors", "conv", "environment", "metrics", "stats", "evaluation", "peers"],
-    ["config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download", "processes", "launch"],
+    ["config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
     [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
-        *("evaluation_file", "cifar10_files", "splits"),
+        *("evaluation_file", "cifar10_files", "splits", "processes"),
     ],
     [
         *("state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache"),
-        "torch_weights",
+        *("torch_weights", "launch"),
     ],
     ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
     ["parallel", "predict", "figure_reproduction", "cifar10_source"],

@@ -1,5 +1,6 @@
 """One process at a time in a folder: who holds it is named, and nobody holds it after death."""
 
+import fcntl
 import json
 import os
 import signal
@@ -61,6 +62,22 @@ def test_a_disk_without_room_for_the_lock_is_an_error_in_a_line(tmp_path, monkey
             raise AssertionError
     with lock(tmp_path):  # nobody holds it
         pass
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """Opened just before its holder gave it back and removed it: a lock on that file would keep nobody out."""
+    flock, path = fcntl.flock, tmp_path / LOCK
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with lock(tmp_path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(ResultsError, match="in use"), lock(tmp_path):
+            raise AssertionError
 
 
 def test_another_thread_of_the_process_is_turned_away(tmp_path):

@@ -121,6 +121,29 @@ time.sleep(60)
         assert "has not answered for 2 seconds" in err
 
 
+def test_a_process_that_hangs_while_it_is_sent_much_is_named_and_no_other(tmp_path):
+    """As at a restore: the send does not return, and the beats of the others must not wait for it."""
+    body = """
+send(b"ready"), receive(), print("ready", flush=True)
+while not Path("stopped").exists():
+    time.sleep(0.01)
+if rank == 0:
+    here.send(1, bytes(100_000_000))
+receive()
+"""
+    body = body.replace('"stopped"', repr(str(tmp_path / "stopped")))
+    processes = start_peers(body, tmp_path)
+    for process in processes:
+        assert [process.stdout.readline() for _ in range(2)] == ["joined\n", "ready\n"]
+    processes[1].send_signal(signal.SIGSTOP)
+    (tmp_path / "stopped").touch()
+    zero, two = ends([processes[0], processes[2]])
+    processes[1].kill()
+    processes[1].communicate()
+    for code, _, err in (zero, two):
+        assert code == 1 and f"error: process 1 of 3 (pid {processes[1].pid} on " in err
+
+
 def test_an_exception_in_one_is_told_to_all(tmp_path):
     body = """
 if rank == 1:
