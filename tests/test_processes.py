@@ -318,7 +318,7 @@ def test_what_differs_is_named(two):
         assert seen["same"] is None
         kind, text = seen["not same"]
         assert kind == "ConfigError" and text.startswith("a run must be the same in all processes; process 0 of 2")
-        assert text.endswith("have seed: 0 and 1")
+        assert text.endswith(": seed: 0 -> 1")
 
 
 def test_a_context_of_the_main_one(two):
