@@ -58,28 +58,28 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
     theirs, ours = os.pipe()  # the system closes ours with this process
     common = {COMMAND: shlex.join(sys.orig_argv), LIFELINE: str(theirs)}
     environments = [{**os.environ, **own, **common} for own in own_environments]
-    children = []
-    for rank, environment in enumerate(environments):
-        # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on, once.
-        child = subprocess.Popen(
-            [sys.executable, *command],
-            env=environment,
-            start_new_session=True,
-            stdout=subprocess.PIPE if rank else None,
-            stderr=subprocess.STDOUT if rank else None,
-            stdin=subprocess.DEVNULL if rank else None,
-            pass_fds=(theirs,),
-        )
-        children.append(child)
-    printers = [
-        threading.Thread(target=_prefix, args=(child.stdout, rank))
-        for rank, child in enumerate(children)
-        if child.stdout
-    ]
-    for printer in printers:
-        printer.start()
+    children: list[subprocess.Popen] = []
+    printers = []
     try:
         with _signals_passed_to(children) as was_asked:
+            for rank, environment in enumerate(environments):
+                # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on, once.
+                child = subprocess.Popen(
+                    [sys.executable, *command],
+                    env=environment,
+                    start_new_session=True,
+                    stdout=subprocess.PIPE if rank else None,
+                    stderr=subprocess.STDOUT if rank else None,
+                    stdin=subprocess.DEVNULL if rank else None,
+                    pass_fds=(theirs,),
+                )
+                children.append(child)
+                if child.stdout:
+                    printers.append(threading.Thread(target=_prefix, args=(child.stdout, rank)))
+                    printers[-1].start()
+            if was_asked():  # before all were there to hear of it
+                for child in children:
+                    child.terminate()
             status = _wait(children, was_asked)
     finally:
         for child in children:

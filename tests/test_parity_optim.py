@@ -26,7 +26,7 @@ def descents() -> dict[str, np.ndarray]:
     """The weights after each of fifty steps, (50, 4). Configs that differ in numbers alone are run side by side."""
     alike = defaultdict(list)
     for name, config in cases.DESCENTS.items():
-        alike[replace(config, **dict.fromkeys(Hypers._fields, 0.0))].append(name)
+        alike[replace(config, **{number: getattr(OptimConfig, number) for number in Hypers._fields})].append(name)
     found = {}
     for config, names in alike.items():
         numbers = [jax.tree.map(jnp.float32, hypers_of(cases.DESCENTS[name])) for name in names]
