@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import jax
 from watched import COMMAND, END, ROOT, Training, differing, results_of
 
-from jaxresnet.cli import EXIT_INTERRUPTED
 from jaxresnet.environment import environment
+from jaxresnet.exits import EXIT_INTERRUPTED
 from jaxresnet.results import write_json
 
 

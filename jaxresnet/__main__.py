@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from jaxresnet.cli import fail
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import UserError
+from jaxresnet.exits import fail
 
 
 def main() -> None:

@@ -1,23 +1,18 @@
 """The command line that all experiment scripts share: flags to configs, a first line, the comparisons, a last page."""
 
-import os
-import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jaxresnet.compare import Hooks, RunsFailed, check_comparison, check_folder, check_spread, compare, pending
+from jaxresnet.compare import Hooks, RunsFailed, check_comparison, check_folder, compare, pending
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError
+from jaxresnet.exits import exit_status, stop_on_signal
 from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
-from jaxresnet.launch import COMMAND
 from jaxresnet.measurement import measurement_path
 from jaxresnet.options import Options, parse
 from jaxresnet.processes import distributed, from_main, is_main, several, together
@@ -26,10 +21,7 @@ from jaxresnet.published import SOURCE, published_run
 from jaxresnet.report import render, render_tree
 from jaxresnet.results import config_path
 from jaxresnet.summary import count_macs
-from jaxresnet.train import Interrupted
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h, which nothing else exits with: resume me
+from jaxresnet.teams import check_spread
 
 
 class Planned(NamedTuple):
@@ -70,30 +62,6 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
 def _page_over_all(around: Path) -> str:
     tree = render_tree(around)
     return f"\n{tree.table}\n\npage     {tree.html}"
-
-
-@contextmanager
-def exit_status() -> Any:
-    """Turns a user's error and an interruption into a line on stderr and the exit status."""
-    # A request to end is taken like Ctrl-C wherever it comes; `_stop_on_signal` does better while runs train.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as e:
-        where = f", {e}" if isinstance(e, Interrupted) else ""
-        if is_main():
-            print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except UserError as e:
-        fail(e)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def fail(error: UserError) -> NoReturn:
-    if is_main() or COMMAND not in os.environ:  # those that `launch` started share a terminal
-        print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
 
 
 def plan(experiments: Sequence[Experiment], options: Options, fields: Mapping[str, Any]) -> list[Planned]:
@@ -168,7 +136,7 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
         print(f"all {len(runs)} runs are finished: nothing is trained", flush=True)
     start = time.perf_counter()
     failed = []
-    with _stop_on_signal(options.devices == "runs") as stop, Progress(list(runs.values())) as progress:
+    with stop_on_signal(options.devices == "runs") as stop, Progress(list(runs.values())) as progress:
         for one in planned:
             mine = {(arm, seed): run for (out, arm, seed), run in runs.items() if out == one.out}
             try:
@@ -312,36 +280,3 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
     macs_per_second = size**3 / min(times) * len(jax.devices())
     efficiency = 0.4  # of a training step against a matrix product, roughly what CPUs and GPUs were seen to reach
     return sum(run.work for run in runs) / (efficiency * macs_per_second)
-
-
-@contextmanager
-def _stop_on_signal(threads: bool = False) -> Any:
-    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once.
-
-    threads: runs train in threads of their own, which a KeyboardInterrupt would wait for; the process is ended instead.
-    To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits
-    for a lock, which the code that it interrupted may hold, could wait for ever.
-    """
-    asked, stream = threading.Event(), sys.stderr
-
-    def ask(signum: int, frame: Any) -> None:
-        print(
-            "\nstopping after this step (on accelerators, this epoch) and saving; press again to end at once",
-            file=stream,
-            flush=True,
-        )
-        asked.set()
-        signal.signal(signal.SIGINT, signal.SIG_DFL if threads else signal.default_int_handler)
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
-def _command() -> str:
-    if COMMAND in os.environ:
-        return os.environ[COMMAND]
-    return shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called: .venv/bin/python, for one

@@ -1,13 +1,10 @@
 """A comparison: arms times seeds, one run each, on disk and resumable."""
 
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,6 +29,7 @@ from jaxresnet.results import (
     write_rows,
 )
 from jaxresnet.shared_run import agreed
+from jaxresnet.teams import check_spread, spread_over
 from jaxresnet.train import Interrupted, Result, Row, check_run, fit
 
 
@@ -154,7 +152,7 @@ def compare(
         from_main(lambda: remove_unfinished(out))
         from_main(lambda: _claim(out, arms, seeds, data, name, protocol, published))
         waiting = [(arm, seed) for arm, seed, done in from_main(lambda: pending(arms, seeds, out)) if not done]
-        _spread(waiting, teams, run, hooks.should_stop or (lambda: False))
+        spread_over(waiting, teams, run, hooks.should_stop or (lambda: False))
         comparison = Comparison(out, _render(out))
     if failures:
         raise RunsFailed(comparison, failures, len(arms) * len(seeds))
@@ -198,60 +196,6 @@ def pending(arms: Iterable[str], seeds: Sequence[int], out: str | Path) -> list[
         for seed in seeds
         for arm in arms
     ]
-
-
-def _spread(
-    runs: Sequence[tuple[str, int]],
-    teams: Sequence[Sequence[jax.Device]],
-    run: Callable[[str, int, Sequence[jax.Device], Callable[[], bool]], None],
-    should_stop: Callable[[], bool],
-) -> None:
-    """Call run(arm, seed, team, should_stop) for every run, each team of devices with one at a time.
-
-    When one raises, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
-    is raised.
-    """
-    if len(teams) == 1:
-        for arm, seed in runs:
-            run(arm, seed, teams[0], should_stop)
-        return
-    free: Queue[Sequence[jax.Device]] = Queue()
-    for team in teams:
-        free.put(team)
-    failed = threading.Event()
-
-    def take_turn(arm: str, seed: int) -> None:
-        team = free.get()
-        try:
-            run(arm, seed, team, lambda: failed.is_set() or should_stop())
-        except BaseException:
-            failed.set()
-            raise
-        finally:
-            free.put(team)
-
-    with ThreadPoolExecutor(len(teams)) as pool:
-        turns = []
-        try:
-            turns += [pool.submit(take_turn, arm, seed) for arm, seed in runs]
-            wait(turns)
-        except BaseException:  # Ctrl-C, which only this thread hears of
-            failed.set()
-            raise
-    errors = [error for turn in turns if (error := turn.exception())]
-    for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
-        raise error
-
-
-def check_spread(spread: str) -> None:
-    """Raise ConfigError for a way of sharing that there is not, or not here."""
-    if spread not in ("data", "runs"):
-        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
-    if spread == "runs" and several():
-        raise ConfigError(
-            "a run for each device (--devices runs) needs one process that has all devices: leave `launch` out; on "
-            "several machines give each its own seeds and its own output folder (--seeds, --out)"
-        )
 
 
 def check_comparison(

@@ -1,7 +1,6 @@
 """One run, from a config and a data set to a history and a chosen state."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxresnet.checkpoint import DamagedError
-from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
+from jaxresnet.checkpoint import Saved
+from jaxresnet.config import TrainConfig, to_dict
 from jaxresnet.dataset import Dataset, Split, fingerprint
 from jaxresnet.environment import backend
-from jaxresnet.errors import NonFiniteError, ResultsError
+from jaxresnet.errors import NonFiniteError
 from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
 from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine, make_engine, replicate
-from jaxresnet.processes import is_main, on_main
+from jaxresnet.processes import on_main
+from jaxresnet.resume import resume
 from jaxresnet.shared_run import agreed, check_copies, check_processes, open_checkpoints
 from jaxresnet.splits import run_splits
 from jaxresnet.state import TrainState, eval_variables
@@ -100,7 +100,8 @@ def fit(
             held.enter_context(on_main(lock(workdir)))
         checkpoints = None if workdir is None else held.enter_context(open_checkpoints(workdir, engine.devices))
         run = _Run(config, engine, placed, checkpoints, record)
-        run.restore(restart)
+        if checkpoints is not None:
+            run.state, run.totals, run.record = resume(checkpoints, Saved(run.state, run.totals, record), restart)
         while run.epoch < config.num_epochs:
             run.train_one_epoch(on_progress, should_stop)
             if on_epoch:
@@ -118,11 +119,6 @@ def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] 
 
 def _place(split: Split, engine: Engine) -> Placed:
     return tuple(replicate(np.ascontiguousarray(a), engine.devices) for a in split)
-
-
-def _warn(text: str) -> None:
-    if is_main():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _where(workdir: str | Path | None) -> str:
@@ -145,75 +141,6 @@ class _Run:
     @property
     def epoch(self) -> int:  # the epoch in progress
         return len(self.record["history"])
-
-    def restore(self, restart: bool) -> None:
-        """Continue from the newest checkpoint that is whole, if there is one."""
-        if self.checkpoints is None:
-            return
-        fresh = self.state, self.totals, self.record
-        step = self._restore_newest()
-        best = self.record["best_step"]
-        if step is not None and best not in (None, step):
-            try:
-                self.checkpoints.restore(best, self.state, self.totals)
-            except DamagedError as e:  # of the chosen epoch, which no other checkpoint holds
-                self._set_aside(best, e)
-                step = None
-        damaged = self.checkpoints.damaged
-        if step is None:
-            damaged = damaged or [f"{path}: set aside before" for path in self.checkpoints.damaged_before]
-        lost = "; ".join([*damaged, *(f"{path}: half-written" for path in self.checkpoints.half_written)])
-        if step is not None:
-            if lost:
-                _warn(f"{lost}. Continuing from the checkpoint before, {self.checkpoints.directory}/{step}")
-            self._note_backend(fresh[2]["backends"][0])
-        elif damaged and not restart:
-            raise ResultsError(
-                f"no checkpoint to continue from ({lost}). With --restart (fit: restart=True) the run begins anew"
-            )
-        elif lost:
-            _warn(f"{lost}. There is no checkpoint before to continue from: the run begins anew")
-            for left in self.checkpoints.steps():
-                self.checkpoints.set_aside(left, "of the run that begins anew")
-            self.state, self.totals, self.record = fresh
-
-    def _restore_newest(self) -> int | None:
-        for step in self.checkpoints.steps():
-            try:
-                self._restore(step)
-                return step
-            except DamagedError as e:
-                self._set_aside(step, e)
-        return None
-
-    def _set_aside(self, step: int, error: DamagedError) -> None:
-        self.checkpoints.set_aside(step, str(error).partition(": ")[2])
-
-    def _restore(self, step: int) -> None:
-        saved = self.checkpoints.record(step)
-        changed = differing_fields(
-            {"config": with_new_fields(saved.get("config")), "data": saved.get("data")},
-            {"config": self.record["config"], "data": self.record["data"]},
-        )
-        if changed:
-            raise ResultsError(
-                f"{self.checkpoints.directory} holds a run with other settings ({'; '.join(changed)}): "
-                "use the old settings, another output folder, or delete this one"
-            )
-        self.state, self.totals, record = self.checkpoints.restore(step, self.state, self.totals)
-        self.record = {**record, "config": self.record["config"]}  # which may have newer fields
-
-    def _note_backend(self, mine: dict[str, Any]) -> None:
-        """Add this process's versions and devices to the record where they are not those of the checkpoint."""
-        theirs = self.record.setdefault("backends", [])  # missing in records of older versions
-        changed = differing_fields({**theirs[-1], "step": 0}, mine) if theirs else []
-        if not theirs or (changed and self.epoch < self.config.num_epochs):
-            theirs.append({**mine, "step": int(self.state.step)})
-        if changed and self.epoch < self.config.num_epochs:
-            _warn(
-                f"{self.checkpoints.directory} continues on other versions or devices than it was begun on "
-                f"({'; '.join(changed)}): results agree to rounding, not bit for bit"
-            )
 
     def train_one_epoch(self, on_progress: Any, should_stop: Any) -> None:
         config, epoch = self.config, self.epoch

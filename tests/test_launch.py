@@ -200,13 +200,13 @@ import threading
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 
 import jaxresnet as jr
-from jaxresnet.cli import _stop_on_signal, exit_status
+from jaxresnet.exits import exit_status, stop_on_signal
 from tiny import STEADY_PARTIAL, make_tiny_data
 
 def on_progress(arm, seed, epoch, images):
     print("at", epoch, images, flush=True)
 
-with exit_status(), jr.distributed(), _stop_on_signal() as should_stop:
+with exit_status(), jr.distributed(), stop_on_signal() as should_stop:
     hooks = jr.Hooks(on_progress=on_progress, should_stop=should_stop)
     jr.compare({{"A": STEADY_PARTIAL}}, (0,), make_tiny_data(), sys.argv[1], name="tiny", hooks=hooks)
 """

@@ -27,10 +27,11 @@ LAYERS = [
         *("torch_weights", "launch"),
     ],
     ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
-    ["parallel", "predict", "figure_reproduction", "cifar10_source"],
+    ["parallel", "resume", "predict", "figure_reproduction", "cifar10_source"],
     ["shared_run", "cifar10", "evaluate_runs", "model_table", "weight_files"],
     ["train", "report"],
-    ["progress", "compare"],
+    ["progress", "teams", "exits"],
+    ["compare"],
     ["cli"],
     ["__init__", "__main__"],
 ]

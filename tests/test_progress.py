@@ -11,7 +11,7 @@ import pytest
 from rich.default_styles import DEFAULT_STYLES
 
 from jaxresnet import progress as progress_module
-from jaxresnet.cli import _stop_on_signal
+from jaxresnet.exits import stop_on_signal
 from jaxresnet.progress import PlannedRun, Progress, duration
 
 
@@ -307,7 +307,7 @@ def test_several_threads_may_tell_of_their_runs_at_once(terminal):
 def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_was(terminal, clock):
     screen = terminal()
     before = signal.getsignal(signal.SIGINT)
-    with _stop_on_signal() as should_stop, Progress(RUNS) as progress:
+    with stop_on_signal() as should_stop, Progress(RUNS) as progress:
         half_of_it(progress, clock)
         assert not should_stop()
         os.kill(os.getpid(), signal.SIGINT)
@@ -326,7 +326,7 @@ def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_
 def test_the_handler_of_ctrl_c_waits_for_no_lock_of_the_bar(terminal, clock):
     """Another thread, as the one that draws the bar, holds its locks while the signal comes."""
     terminal()
-    with _stop_on_signal() as should_stop, Progress(RUNS) as progress:
+    with stop_on_signal() as should_stop, Progress(RUNS) as progress:
         held, release = threading.Event(), threading.Event()
 
         def hold():

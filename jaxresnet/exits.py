@@ -1,0 +1,74 @@
+"""How a command ends: its exit status, what it says then, and what it makes of Ctrl-C and SIGTERM."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from jaxresnet.errors import UserError
+from jaxresnet.launch import COMMAND
+from jaxresnet.processes import is_main
+from jaxresnet.train import Interrupted
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h, which nothing else exits with: resume me
+
+
+@contextmanager
+def exit_status() -> Any:
+    """Turns a user's error and an interruption into a line on stderr and the exit status."""
+    # A request to end is taken like Ctrl-C wherever it comes; `stop_on_signal` does better while runs train.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as e:
+        where = f", {e}" if isinstance(e, Interrupted) else ""
+        if is_main():
+            print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except UserError as e:
+        fail(e)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def fail(error: UserError) -> NoReturn:
+    if is_main() or COMMAND not in os.environ:  # those that `launch` started share a terminal
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+@contextmanager
+def stop_on_signal(threads: bool = False) -> Any:
+    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once.
+
+    threads: runs train in threads of their own, which a KeyboardInterrupt would wait for; the process is ended instead.
+    To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits
+    for a lock, which the code that it interrupted may hold, could wait for ever.
+    """
+    asked, stream = threading.Event(), sys.stderr
+
+    def ask(signum: int, frame: Any) -> None:
+        print(
+            "\nstopping after this step (on accelerators, this epoch) and saving; press again to end at once",
+            file=stream,
+            flush=True,
+        )
+        asked.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL if threads else signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _command() -> str:
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    return shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called: .venv/bin/python, for one
