@@ -1,8 +1,6 @@
 """A run that several processes share: its checkpoints, and how copies that have parted are noticed. What several
 processes do with it is in test_launch.py; here is one, which calls the same code."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from tiny import RUN, assert_same_bits, collect_garbage
 
 import jaxresnet.shared_run as module
 from jaxresnet.checkpoint import Checkpoints, DamagedError
+from jaxresnet.compare import compare
 from jaxresnet.errors import ConfigError
 from jaxresnet.parallel import make_engine
 from jaxresnet.shared_run import SharedCheckpoints, agreed, check_copies, check_processes, open_checkpoints
@@ -111,8 +110,7 @@ def test_a_run_is_for_all_processes(tiny_data, monkeypatch):
 
 
 def test_a_run_for_each_device_is_for_one_process(tiny_data, tmp_path, monkeypatch):
-    compare = sys.modules["jaxresnet.compare"]
-    monkeypatch.setattr(compare, "several", lambda: True)
+    monkeypatch.setattr("jaxresnet.teams.several", lambda: True)
     with pytest.raises(ConfigError, match=r"needs one process that has all devices.*own seeds"):
-        compare.compare({"A": RUN}, (0,), tiny_data, tmp_path / "out", spread="runs")
+        compare({"A": RUN}, (0,), tiny_data, tmp_path / "out", spread="runs")
     assert not (tmp_path / "out").exists()
