@@ -27,7 +27,7 @@ import jax
 from watched import COMMAND, END, ROOT, Training, differing, results_of
 
 from jaxresnet.environment import environment
-from jaxresnet.exits import EXIT_INTERRUPTED
+from jaxresnet.launch import EXIT_INTERRUPTED
 from jaxresnet.results import write_json
 
 

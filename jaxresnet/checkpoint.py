@@ -176,8 +176,7 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON part of the checkpoint at `step`, without its arrays."""
-        record = self._whole_record(step)
-        return {name: value for name, value in record.items() if name not in ("arrays", "crc32")}
+        return _without_ours(self._whole_record(step))
 
     def _whole_record(self, step: int) -> dict[str, Any]:
         """Read from Orbax's file: Orbax would look at all arrays, too, and log at length what is wrong with them."""
@@ -208,19 +207,18 @@ class Checkpoints:
     def restore(self, step: int, state: TrainState, totals: TrainTotals) -> Saved:
         """The checkpoint at `step`, laid out on devices as `state` and `totals`, which only give the shapes; in
         NumPy arrays where they are."""
-        record = self.record(step)
+        record = self._whole_record(step)
         abstract = jax.tree.map(
             lambda a: a if isinstance(a, np.ndarray) else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
             {"state": state, "totals": totals},
         )
-        found = self._whole_record(step).get("arrays")  # older versions kept none
-        self._check_arrays(step, found, _shapes(abstract))
+        self._check_arrays(step, record.get("arrays"), _shapes(abstract))  # older versions kept none
         try:
             with _ONE_AT_A_TIME, _quietly():
                 arrays = self._orbax.load(step, abstract)
         except (ValueError, OSError, KeyError, RecursionError) as e:
             raise self._unreadable(step, e) from e
-        return Saved(arrays["state"], arrays["totals"], record)
+        return Saved(arrays["state"], arrays["totals"], _without_ours(record))
 
     def _check_arrays(self, step: int, found: dict[str, str] | None, wanted: dict[str, str]) -> None:
         """Raise ResultsError where a checkpoint, though whole, holds other arrays than a run has."""
@@ -310,6 +308,11 @@ def _shapes(arrays: Any) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="."): f"{a.dtype} {tuple(a.shape)}"
         for path, a in jax.tree_util.tree_leaves_with_path(arrays)
     }
+
+
+def _without_ours(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` as it was given to `save`, which adds to it what a checkpoint is verified by."""
+    return {name: value for name, value in record.items() if name not in ("arrays", "crc32")}
 
 
 def _crc32(record: dict[str, Any]) -> int:

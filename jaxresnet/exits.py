@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jaxresnet.errors import UserError
-from jaxresnet.launch import COMMAND
+from jaxresnet.launch import COMMAND, EXIT_INTERRUPTED
 from jaxresnet.processes import is_main
 from jaxresnet.train import Interrupted
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h, which nothing else exits with: resume me
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jaxresnet.processes import LIFELINE
 
 SECONDS_TO_END = 45  # for the others, after one has failed; then they are killed
 SECONDS_TO_HEAR = 3  # for the others, after one has ended as it was asked to; then they are asked, too
-EXIT_INTERRUPTED = 75  # as of the scripts: the same command continues
+EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h, which nothing else exits with: resume me
 ASKED = (EXIT_INTERRUPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # how a process ends that was asked to
 COMMAND = "JAXRESNET_COMMAND"  # the launcher's own command, which continues an interrupted run
 

@@ -201,7 +201,8 @@ class _Run:
         }
         scored = {"val": self.config.val_size > 0, "test": self.config.test_every_epoch}
         for name, wanted in scored.items():
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = self._finite_score(name, epoch) if wanted else (None, None)
+            scores = self._finite_score(self.state, name, epoch) if wanted else (None, None)
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = scores
         row |= dict(zip(("grad_norm", "param_norm", "update_norm"), norms, strict=True))
         row["skipped_steps"] = self._skipped(self.state, self.totals)
         row |= {"seconds": round(seconds, 3), "images_per_second": round(self.num_train / seconds, 1)}
@@ -213,10 +214,10 @@ class _Run:
             self.best = jax.tree.map(jnp.copy, self.state)
         self._save()
 
-    def _finite_score(self, name: str, epoch: int) -> tuple[float, float]:
-        """(loss in nats, accuracy in percent) of the state on a split. Running statistics lag behind the weights, so
+    def _finite_score(self, state: TrainState, name: str, epoch: int) -> tuple[float, float]:
+        """(loss in nats, accuracy in percent) of a state on a split. Running statistics lag behind the weights, so
         this may overflow where training does not."""
-        loss, accuracy = self._score(self.state, name)
+        loss, accuracy = self._score(state, name)
         if not math.isfinite(loss):
             split = {"val": "validation", "test": "test"}[name]
             raise NonFiniteError(
@@ -255,8 +256,7 @@ class _Run:
                 state = self.best
         test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
         if test_accuracy is None:  # the one time that this run sees the test set
-            self.state = state
-            test_loss, test_accuracy = self._finite_score("test", best["epoch"])
+            test_loss, test_accuracy = self._finite_score(state, "test", best["epoch"])
         summary = {
             "seed": config.seed,
             "selection": config.selection,

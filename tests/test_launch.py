@@ -22,6 +22,7 @@ from jaxresnet.launch import main as launch_main
 from jaxresnet.results import read_results
 
 ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
 
 # ------------------------------------------------------------------------------------------- the environment of each
 
@@ -120,9 +121,8 @@ def test_a_signal_reaches_the_first_process_and_the_second_all(tmp_path):
         "print('ready', rank, flush=True)\n"
         "while os.getppid() != 1:\n    time.sleep(0.05)\n    rank == '0' and os.path.exists('end') and sys.exit(75)\n"
     )
-    command = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
     process = subprocess.Popen(
-        [*command, str(script)],
+        [*LAUNCH, str(script)],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -142,9 +142,8 @@ def test_asked_to_end_while_it_starts_it_ends_soon_and_with_the_status_that_says
     """When no process has a handler yet: the first dies of it, and the other would wait for it."""
     script = tmp_path / "script.py"
     script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)")
-    command = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, str(script)], cwd=ROOT, **pipes)
+    process = subprocess.Popen([*LAUNCH, str(script)], cwd=ROOT, **pipes)
     assert process.stdout.readline() == "here\n"
     start = time.monotonic()
     process.terminate()
@@ -166,9 +165,8 @@ def test_processes_end_with_their_launcher(tmp_path):
         "open('ready' + rank, 'w').close()\n"
         "time.sleep(60)\n"
     )
-    command = [sys.executable, "-m", "jaxresnet", "launch", "--processes", "2", "--devices-per-process", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*command, str(script)], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*LAUNCH, str(script)], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
 
     def wait_for(name):
         deadline = time.monotonic() + 60
