@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxresnet.cifar10_cache import cache_folder, default_cache_dir, fingerprint, read_cache, write_cache
+from jaxresnet.cifar10_cache import cache_folder, fingerprint, read_cache, write_cache
 from jaxresnet.cifar10_files import Source, Splits, in_official_order, num_images
 from jaxresnet.cifar10_source import LOOKED_FOR, find_source, read_source
 from jaxresnet.dataset import Dataset, Split
+from jaxresnet.environment import default_cache_dir
 from jaxresnet.errors import DataError
 
 DATA_VARIABLE = "JAXRESNET_DATA"

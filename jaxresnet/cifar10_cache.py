@@ -20,16 +20,11 @@ import numpy as np
 
 from jaxresnet.cifar10_files import num_images
 from jaxresnet.dataset import Split
+from jaxresnet.environment import default_cache_dir
 
 FORMAT = 1  # raise it when the layout of the cache or the checks before writing change: old caches are then rebuilt
 TEMPORARY = ".tmp-"
 STALE_SECONDS = 3600
-
-
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/jaxresnet, or ~/.cache/jaxresnet."""
-    base = os.environ.get("XDG_CACHE_HOME", "")  # by its specification a relative path is to be ignored
-    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "jaxresnet"
 
 
 def cache_folder(source: Path, cache_dir: str | os.PathLike | None) -> Path:

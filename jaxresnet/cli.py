@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxresnet.compare import Hooks, RunsFailed, check_comparison, check_folder, compare, pending
+from jaxresnet.compilation import use_compilation_cache
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
 from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError
@@ -42,6 +43,7 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
     error, or with 75 after Ctrl-C or SIGTERM, when the same command continues.
     """
     with exit_status(), distributed():
+        use_compilation_cache()
         description = description or experiments[0].description
         options, fields = parse(experiments, sys.argv[1:], description, protocol)
         planned = plan(experiments, options, fields)

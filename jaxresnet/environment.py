@@ -45,6 +45,12 @@ def device_name(device: Any) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
+def default_cache_dir() -> Path:
+    """Where is kept what can be made again: $XDG_CACHE_HOME/jaxresnet, or ~/.cache/jaxresnet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")  # by its specification a relative path is to be ignored
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "jaxresnet"
+
+
 def commit() -> str | None:
     """The commit of the checkout that this package runs from."""
     folder = Path(__file__).parent

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxresnet.batch_norm import at_least_float32, batch_norm
 from jaxresnet.config import ModelConfig
 from jaxresnet.conv import conv_cpu
 
@@ -56,10 +57,6 @@ INITIALIZERS = {
 }
 
 
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) as PyTorch computes it.
 
@@ -77,26 +74,15 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> the same shape and dtype. With train=True the running statistics move."""
-        if train:
-            mean, var = self._batch_statistics(x)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * jax.lax.rsqrt(var + BATCH_NORM_EPS)
-        shift = self.bias[...] - mean * scale
-        return (x * scale + shift).astype(x.dtype)
-
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        x = _at_least_float32(x)
-        mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
-        count = x.size // x.shape[-1]
-        if self.axis_name is not None:
-            mean, square = jax.lax.pmean((mean, square), self.axis_name)
-            count *= jax.lax.axis_size(self.axis_name)
-        var = jnp.maximum(square - jnp.square(mean), 0)  # rounding can take it below zero
+        if not train:
+            scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + BATCH_NORM_EPS)
+            return (x * scale + (self.bias[...] - self.mean[...] * scale)).astype(x.dtype)
+        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], BATCH_NORM_EPS, self.axis_name)
+        count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
         unbiased = var * (count / max(count - 1, 1))
         self.mean[...] = BATCH_NORM_DECAY * self.mean[...] + (1 - BATCH_NORM_DECAY) * mean
         self.var[...] = BATCH_NORM_DECAY * self.var[...] + (1 - BATCH_NORM_DECAY) * unbiased
-        return mean, var
+        return y
 
 
 class Context(NamedTuple):
@@ -194,7 +180,7 @@ class ResNet(nnx.Module):
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)
-        x = _at_least_float32(x).mean((1, 2))  # the pool covers the whole map, see check_pool
+        x = at_least_float32(x).mean((1, 2))  # the pool covers the whole map, see check_pool
         return self.linear(x)
 
 

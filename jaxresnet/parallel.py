@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxresnet.compilation import CompiledOnce, compiler_options
 from jaxresnet.config import OptimConfig, TrainConfig
-from jaxresnet.conv import CPU_COMPILER_OPTIONS
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers, per_step
@@ -61,17 +61,25 @@ class Program:
 
     Compiled at the first call, for the shapes of its arguments; later calls must have the same.
     donate: positions of arguments whose memory the results may take.
+    once: shared with the same program for other devices, which then is not compiled again.
     compile_seconds: what tracing and compiling took; 0 before the first call.
     """
 
-    def __init__(self, fn: Callable[..., Any], num_args: int, devices: Devices, donate: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        num_args: int,
+        devices: Devices,
+        donate: tuple[int, ...] = (),
+        once: CompiledOnce | None = None,
+    ):
         in_axes = (None,) * num_args + (0,)
         self._mapped = jax.pmap(
             fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate
         )
         self._devices = devices
         self._ranks = _one_each(devices)
-        self._options = CPU_COMPILER_OPTIONS if devices[0].platform == "cpu" else {}
+        self._once = once or CompiledOnce()
         self._compiled: Callable[..., Any] | None = None
         self.compile_seconds = 0.0
 
@@ -80,13 +88,16 @@ class Program:
         args = (*args[:-1], replicate(args[-1], self._devices)) if isinstance(args[-1], np.generic) else args
         if self._compiled is None:
             start = time.perf_counter()
-            lowered = self._mapped.lower(*args, self._ranks)
-            try:
-                self._compiled = lowered.compile(self._options)
-            except jax.errors.JaxRuntimeError:  # this version of XLA may not know the option, which only saves memory
-                self._compiled = lowered.compile()
+            self._compiled = self._once.get(self._devices, lambda: self._compile(*args, self._ranks))
             self.compile_seconds = time.perf_counter() - start
         return self._compiled(*args, self._ranks)
+
+    def _compile(self, *args: Any) -> Callable[..., Any]:
+        lowered = self._mapped.lower(*args)
+        try:
+            return lowered.compile(compiler_options(self._devices[0].platform))
+        except jax.errors.JaxRuntimeError:  # this version of XLA may not know an option, without which it runs as well
+            return lowered.compile()
 
 
 class Engine:
@@ -107,13 +118,19 @@ class Engine:
         self.whole_epochs = devices[0].platform != "cpu"
         self._eval_batch_size = config.eval_batch_size
         self._steps = steps = make_steps(config, num_train, len(devices), devices[0].platform)
-        self._program = partial(Program, devices=devices)
+        # Engines for other devices, as many and of the same kind, have the same programs.
+        alike = (config, num_train, len(devices), devices[0].platform, devices[0].device_kind)
+
+        def program(name: str, fn: Callable[..., Any], num_args: int, size: int = 0, donate: tuple[int, ...] = ()):
+            return Program(fn, num_args, devices, donate, _compiled_once(alike, name, size))
+
+        self._program = program
         self._init = jax.jit(steps.init)
         self._plan = jax.jit(steps.plan)
         self._prepare_seconds = 0.0  # what compiling `_plan` took
-        self._train_epoch = self._program(steps.train_epoch, 6, donate=(0, 1))
+        self._train_epoch = program("train_epoch", steps.train_epoch, 6, donate=(0, 1))
         self._train = {
-            size: self._program(partial(steps.train, batch_size=size), 7, donate=(0, 1))
+            size: program("train", partial(steps.train, batch_size=size), 7, size, donate=(0, 1))
             for size in {config.batch_size, num_train % config.batch_size} - {0}
         }
         self._evaluate: dict[tuple[int, int], Program] = {}  # by size of the batch and of the data
@@ -149,13 +166,14 @@ class Engine:
         True stops there.
         """
         start_preparing = time.perf_counter()
-        plan = replicate(self._plan(first_copy(state.key), epoch), self.devices)
         hypers = per_step(hypers, steps_per_epoch(self._num_train, self._batch_size))
         hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
+        whole = self.whole_epochs and first_step == 0
+        plan = None if whole else replicate(self._plan(first_copy(state.key), epoch), self.devices)
         if not self._prepare_seconds:
             self._prepare_seconds = time.perf_counter() - start_preparing
-        if self.whole_epochs and first_step == 0:
-            state, totals = self._train_epoch(state, totals, hypers, images, labels, plan)
+        if whole:
+            state, totals = self._train_epoch(state, totals, hypers, images, labels, np.int32(epoch))
             if after_step is not None:
                 after_step(self._num_train, state, totals)
             return state, totals
@@ -178,13 +196,13 @@ class Engine:
         count = images.shape[0]
         if self.whole_epochs:
             if count not in self._evaluate_all:
-                self._evaluate_all[count] = self._program(self._steps.evaluate_all, 4)
+                self._evaluate_all[count] = self._program("evaluate_all", self._steps.evaluate_all, 4, count)
             return self._evaluate_all[count](variables, sums, images, labels)
         for start in range(0, count, self._eval_batch_size):
             size = min(self._eval_batch_size, count - start)
             if (size, count) not in self._evaluate:
                 fn = partial(self._steps.evaluate, batch_size=size)
-                self._evaluate[size, count] = self._program(fn, 5)
+                self._evaluate[size, count] = self._program(f"evaluate {size}", fn, 5, count)
             sums = self._evaluate[size, count](variables, sums, images, labels, np.int32(start))
         return sums
 
@@ -199,6 +217,11 @@ def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Devic
 
 
 _cached_engine = cache(Engine)
+
+
+@cache
+def _compiled_once(alike: tuple, name: str, size: int) -> CompiledOnce:
+    return CompiledOnce()
 
 
 def _without_numbers(config: TrainConfig) -> TrainConfig:

@@ -20,6 +20,7 @@ from jaxresnet.config import TrainConfig
 from jaxresnet.metrics import Sums, TrainTotals, add, batch_sums, cross_entropy
 from jaxresnet.model import build_model
 from jaxresnet.optim import Hypers, at_step, make_optimizer
+from jaxresnet.packing import AS_IT_IS, Layout, vectors
 from jaxresnet.state import TrainState, create_train_state, sync_batch_stats
 
 AXIS = "devices"  # name of the mapped axis
@@ -32,7 +33,8 @@ class Steps(NamedTuple):
     plan(key_data, epoch) -> EpochPlan
     train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals);
         hypers: see `optim.epoch_hypers`, the numbers of every step, so that one program serves all schedules
-    train_epoch(state, totals, hypers, images, labels, plan, rank) -> (state, totals), all steps of the epoch
+    train_epoch(state, totals, hypers, images, labels, epoch, rank) -> (state, totals), the plan and all steps of an
+        epoch
     evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
     evaluate_all(variables, sums, images, labels, rank) -> sums, over all examples
     """
@@ -91,19 +93,21 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         rank: Array,
         *,
         batch_size: int,
+        layout: Layout = AS_IT_IS,
     ) -> tuple[TrainState, TrainTotals]:
         first, size, total = share(start, rank, batch_size)
         rows = jax.tree.map(lambda column: lax.dynamic_slice_in_dim(column, first, size), plan)
         batch = augment_batch(images[rows.order], rows, config.augment)  # (B, 32, 32, 3) float32
         targets = labels[rows.order]
+        stats = layout.unpack_stats(state.batch_stats)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
             apply = whole_batch_model.apply if batch_size % num_devices else model.apply
-            logits, variables = apply({"params": params, "batch_stats": state.batch_stats}, batch, True)
+            logits, variables = apply({"params": params, "batch_stats": stats}, batch, True)
             return cross_entropy(logits, targets).mean(), (variables["batch_stats"], logits)
 
-        grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
-        grads = lax.pmean(grads, AXIS)
+        grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
+        grads, batch_stats = lax.pmean(layout.pack(grads), AXIS), layout.pack_stats(batch_stats)
         tx = optimizer(at_step(hypers, state.step % num_steps))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -132,22 +136,25 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         hypers: Hypers,
         images: Array,
         labels: Array,
-        plan: EpochPlan,
+        epoch: Array,
         rank: Array,
     ) -> tuple[TrainState, TrainTotals]:
         full, last = num_batches(num_train, config.batch_size)
+        rows = plan(state.key, epoch)
+        layout = vectors(state) if platform == "gpu" else AS_IT_IS
+
+        def step(carry: tuple[TrainState, TrainTotals], start: Array, size: int) -> tuple[TrainState, TrainTotals]:
+            return train(*carry, hypers, images, labels, rows, start, rank, batch_size=size, layout=layout)
 
         def body(carry: tuple[TrainState, TrainTotals], i: Array) -> tuple[tuple[TrainState, TrainTotals], None]:
-            start = i * config.batch_size
-            return train(*carry, hypers, images, labels, plan, start, rank, batch_size=config.batch_size), None
+            return step(carry, i * config.batch_size, config.batch_size), None
 
-        carry = (state, totals)
+        carry = (layout.pack_state(state), totals)
         if full:
             carry, _ = lax.scan(body, carry, jnp.arange(full))
         if last:
-            start = jnp.int32(full * config.batch_size)
-            carry = train(*carry, hypers, images, labels, plan, start, rank, batch_size=last)
-        return carry
+            carry = step(carry, jnp.int32(full * config.batch_size), last)
+        return layout.unpack_state(carry[0]), carry[1]
 
     def evaluate(
         variables: dict, sums: Sums, images: Array, labels: Array, start: Array, rank: Array, *, batch_size: int

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv", "environment", "metrics", "stats", "evaluation", "peers"],
-    ["config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
+    ["errors", "conv", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
+    ["compilation", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
     [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
         *("evaluation_file", "cifar10_files", "splits", "processes"),
@@ -26,9 +26,10 @@ LAYERS = [
         *("state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache"),
         *("torch_weights", "launch"),
     ],
-    ["steps", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
-    ["parallel", "resume", "predict", "figure_reproduction", "cifar10_source"],
-    ["shared_run", "cifar10", "evaluate_runs", "model_table", "weight_files"],
+    ["packing", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
+    ["steps", "resume", "predict", "figure_reproduction", "cifar10_source"],
+    ["parallel", "cifar10", "evaluate_runs", "weight_files"],
+    ["shared_run", "model_table"],
     ["train", "report"],
     ["progress", "teams", "exits"],
     ["compare"],

@@ -9,6 +9,8 @@ import optax
 import pytest
 from tiny import STEADY_PARTIAL, assert_same_to_rounding, numpy_scores
 
+import jaxresnet.parallel
+import jaxresnet.steps
 from jaxresnet.augment import augment_batch, epoch_plan
 from jaxresnet.metrics import averages
 from jaxresnet.model import build_model
@@ -100,10 +102,14 @@ def test_an_epoch_equals_plain_jax(schedule, rtol, one_device, train):
     assert int(totals.steps) == 5 and int(totals.bad_step) == -1
 
 
-@pytest.fixture(scope="module")
-def scanning(one_device):
-    """The engine as it is on an accelerator: an epoch a dispatch."""
-    engine = Engine(STEADY_PARTIAL, NUM_TRAIN, tuple(one_device))
+@pytest.fixture(scope="module", params=["tpu", "gpu"])
+def scanning(request, one_device):
+    """The engine as it is on an accelerator: an epoch a dispatch; on a GPU with the state in a few vectors."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = jaxresnet.steps.make_steps
+        patch.setattr(jaxresnet.parallel, "make_steps", lambda *args: make(*args[:3], request.param))
+        patch.setattr(jaxresnet.parallel, "_compiled_once", lambda *program: None)
+        engine = Engine(STEADY_PARTIAL, NUM_TRAIN, tuple(one_device))
     engine.whole_epochs = True
     return engine
 
