@@ -1,10 +1,10 @@
 """The train state as a few long vectors, for the loop over an epoch on a GPU.
 
-The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA gives the
-optimiser a kernel or more for each, and copies each from one pass of the loop to the next: half of a step's kernels then
-move a kilobyte or so, and cost the time that it takes to start them. As vectors they take a handful, and several devices
-average all gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only the
-order in which norms are added up differs.
+The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA gives
+the optimiser a kernel or more for each, and copies each from one pass of the loop to the next: half of a step's kernels
+then move a kilobyte or so, and cost the time that it takes to start them. As vectors they take a handful, and several
+devices average all gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only
+the order in which norms are added up differs.
 """
 
 from collections.abc import Callable

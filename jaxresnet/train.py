@@ -20,7 +20,7 @@ from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
 from jaxresnet.optim import epoch_hypers, make_schedule
 from jaxresnet.parallel import Engine, make_engine, replicate
-from jaxresnet.processes import on_main
+from jaxresnet.processes import from_main, on_main
 from jaxresnet.resume import resume
 from jaxresnet.shared_run import agreed, check_copies, check_processes, open_checkpoints
 from jaxresnet.splits import run_splits
@@ -31,6 +31,9 @@ TRY = (
     "Try a lower learning rate, a warm-up, or precision float32, in another output folder. Checkpoints before it are "
     "intact"
 )
+# On accelerators an epoch may take less than its checkpoint: then one is written after so many times the time that it
+# takes, so that checkpoints cost a run a twentieth of its time at most.
+CHECKPOINT_EVERY = 20
 Row = dict[str, Any]
 Placed = tuple[jax.Array, ...]  # images and labels of a split, on the devices
 
@@ -67,12 +70,13 @@ def fit(
     """Train one run, or continue it where its checkpoint in `workdir` stands.
 
     config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
-    workdir: keeps the last two checkpoints and the best; None keeps nothing on disk. Where the last is damaged, the
-    one before it is used, with a warning.
+    workdir: keeps the last two checkpoints and the best; None keeps nothing on disk. On CPU there is one after every
+    epoch, on accelerators after the first, the last, and so often that they cost a twentieth of the time. Where the
+    last is damaged, the one before it is used, with a warning.
     restart: begin anew where all checkpoints are damaged, instead of raising.
     devices: share every batch; default all, of all processes. Several processes call this alike, see `processes`: one
     of them alone keeps `workdir`, and a should_stop() of any stops all after the same step.
-    on_epoch(rows so far): called after each epoch, once it is safe on disk.
+    on_epoch(rows so far): called after each epoch, once its checkpoint, if it has one, is safe on disk.
     on_progress(epoch, images done in it): called after every dispatch.
     should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
 
@@ -107,6 +111,7 @@ def fit(
             if on_epoch:
                 on_epoch(run.record["history"])
             if should_stop and should_stop() and run.epoch < config.num_epochs:
+                run.save()
                 raise Interrupted(_where(workdir))
         return run.result()
 
@@ -136,7 +141,8 @@ class _Run:
         self.compiled_before = engine.compile_seconds  # by earlier runs that share the engine
         self.state = engine.init(config.seed)
         self.totals = engine.zero_totals()
-        self.best: TrainState | None = None  # kept in memory only where there are no checkpoints
+        self.best: TrainState | None = None  # the state of the chosen epoch, where no checkpoint has it
+        self.saved_at = self.save_seconds = 0.0  # when the last checkpoint was finished, and what it took
 
     @property
     def epoch(self) -> int:  # the epoch in progress
@@ -173,7 +179,7 @@ class _Run:
                 f"epoch {epoch}, {first} (both counted from 0). {TRY}"
             )
         if stopped:
-            self._save()
+            self.save()
             raise Interrupted(_where(self.checkpoints and self.checkpoints.directory))
         self._finish_epoch()
 
@@ -210,9 +216,10 @@ class _Run:
         self.record["seconds"] = 0.0
         self.totals = self.engine.zero_totals()
         check_copies(self.state)
-        if self.checkpoints is None and self._best_epoch() == epoch:
+        if self.checkpoints is not None and self._checkpoint_is_due():
+            self.save()
+        elif self._best_epoch() == epoch:
             self.best = jax.tree.map(jnp.copy, self.state)
-        self._save()
 
     def _finite_score(self, state: TrainState, name: str, epoch: int) -> tuple[float, float]:
         """(loss in nats, accuracy in percent) of a state on a split. Running statistics lag behind the weights, so
@@ -229,10 +236,25 @@ class _Run:
         images, labels = self.data[name]
         return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), images, labels))
 
-    def _save(self) -> None:
-        if self.checkpoints is not None:
-            self.record["best_step"] = best_step = self._best_step()
-            self.checkpoints.save(self.state, self.totals, self.record, best_step)
+    def _checkpoint_is_due(self) -> bool:
+        if not self.engine.whole_epochs or self.epoch == self.config.num_epochs:
+            return True
+        # One process decides, as clocks differ.
+        return from_main(lambda: time.monotonic() - self.saved_at >= CHECKPOINT_EVERY * self.save_seconds)
+
+    def save(self) -> None:
+        """Write a checkpoint, and before it that of the chosen epoch if none has it yet."""
+        if self.checkpoints is None:
+            return
+        start = time.monotonic()
+        self.record["best_step"] = best_step = self._best_step()
+        if self.best is not None and best_step != int(self.state.step):
+            until_then = {**self.record, "history": self.record["history"][: self._best_epoch() + 1], "seconds": 0.0}
+            self.checkpoints.save(self.best, self.engine.zero_totals(), until_then, best_step)
+        self.checkpoints.save(self.state, self.totals, self.record, best_step)
+        self.best = None
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - start
 
     def _best_epoch(self) -> int:
         """The chosen epoch so far: the first with the highest accuracy on the split that selects."""
@@ -250,10 +272,10 @@ class _Run:
         best = history[self._best_epoch()]
         state = self.state
         if best is not history[-1]:
-            if self.checkpoints is not None:
-                state = self.checkpoints.restore(best["step"], self.state, self.totals).state
-            elif self.best is not None:
+            if self.best is not None:
                 state = self.best
+            elif self.checkpoints is not None:
+                state = self.checkpoints.restore(best["step"], self.state, self.totals).state
         test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
         if test_accuracy is None:  # the one time that this run sees the test set
             test_loss, test_accuracy = self._finite_score(state, "test", best["epoch"])

@@ -4,11 +4,21 @@ Set JAX_PLATFORMS (say, to cuda) to run the tests on something else. Where PyTor
 compare with it as well as with what it computed once.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.util import find_spec
 
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when it is first imported, below
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one process has compiled the others need not, nor the programs that tests start. The first to come here is
+    # the one that starts the others, which inherit its environment.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxresnet-compiled-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 
