@@ -118,19 +118,25 @@ class Engine:
         self.whole_epochs = devices[0].platform != "cpu"
         self._eval_batch_size = config.eval_batch_size
         self._steps = steps = make_steps(config, num_train, len(devices), devices[0].platform)
-        # Engines for other devices, as many and of the same kind, have the same programs.
-        alike = (config, num_train, len(devices), devices[0].platform, devices[0].device_kind)
+        # Engines for other devices, as many and of the same kind, have the same programs, and engines of the same
+        # network evaluate alike.
+        kind = (len(devices), devices[0].platform, devices[0].device_kind)
 
-        def program(name: str, fn: Callable[..., Any], num_args: int, size: int = 0, donate: tuple[int, ...] = ()):
-            return Program(fn, num_args, devices, donate, _compiled_once(alike, name, size))
+        def training(name: str, fn: Callable[..., Any], num_args: int, size: int = 0) -> Program:
+            return Program(fn, num_args, devices, (0, 1), _compiled_once(kind, config, num_train, name, size))
 
-        self._program = program
+        def evaluation(fn: Callable[..., Any], num_args: int, size: int, count: int) -> Program:
+            return Program(
+                fn, num_args, devices, (), _compiled_once(kind, config.model, size, count, self.whole_epochs)
+            )
+
+        self._evaluation = evaluation
         self._init = jax.jit(steps.init)
         self._plan = jax.jit(steps.plan)
         self._prepare_seconds = 0.0  # what compiling `_plan` took
-        self._train_epoch = program("train_epoch", steps.train_epoch, 6, donate=(0, 1))
+        self._train_epoch = training("train_epoch", steps.train_epoch, 6)
         self._train = {
-            size: program("train", partial(steps.train, batch_size=size), 7, size, donate=(0, 1))
+            size: training("train", partial(steps.train, batch_size=size), 7, size)
             for size in {config.batch_size, num_train % config.batch_size} - {0}
         }
         self._evaluate: dict[tuple[int, int], Program] = {}  # by size of the batch and of the data
@@ -196,13 +202,13 @@ class Engine:
         count = images.shape[0]
         if self.whole_epochs:
             if count not in self._evaluate_all:
-                self._evaluate_all[count] = self._program("evaluate_all", self._steps.evaluate_all, 4, count)
+                self._evaluate_all[count] = self._evaluation(self._steps.evaluate_all, 4, self._eval_batch_size, count)
             return self._evaluate_all[count](variables, sums, images, labels)
         for start in range(0, count, self._eval_batch_size):
             size = min(self._eval_batch_size, count - start)
             if (size, count) not in self._evaluate:
                 fn = partial(self._steps.evaluate, batch_size=size)
-                self._evaluate[size, count] = self._program(f"evaluate {size}", fn, 5, count)
+                self._evaluate[size, count] = self._evaluation(fn, 5, size, count)
             sums = self._evaluate[size, count](variables, sums, images, labels, np.int32(start))
         return sums
 
@@ -220,7 +226,8 @@ _cached_engine = cache(Engine)
 
 
 @cache
-def _compiled_once(alike: tuple, name: str, size: int) -> CompiledOnce:
+def _compiled_once(*what: Any) -> CompiledOnce:
+    """The same for the same program, whatever the devices."""
     return CompiledOnce()
 
 

@@ -89,6 +89,15 @@ def test_the_eleven_published_runs_need_six_engines():
     assert len(published) == 11 and len(engines) == 6
 
 
+def test_the_same_network_is_evaluated_by_the_same_program(tiny_data, compiled):
+    """Whatever it is trained with, and only that."""
+    model = replace(UNSEEN.model, width=6)
+    configs = [replace(UNSEEN, model=model, batch_size=size) for size in (64, 32)]
+    scores = [fit(replace(c, num_epochs=1), tiny_data, devices=DEVICES[:1]).history[0]["val_loss"] for c in configs]
+    assert len(compiled) == 4, "two steps, and evaluation in batches of 44 and 100"
+    assert scores[0] != scores[1]
+
+
 def test_a_comparison_of_seeds_and_rates_compiles_a_step_once(tiny_data, tmp_path, compiled):
     config = replace(UNSEEN, model=replace(UNSEEN.model, width=5))
     arms = {f"{rate}": replace(config, optim=replace(config.optim, learning_rate=rate)) for rate in (1e-2, 1e-3, 1e-4)}
