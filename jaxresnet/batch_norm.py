@@ -28,9 +28,8 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, axis_name: str |
 
 def _forward(x: Array, scale: Array, bias: Array, eps: float, axis_name: str | None):
     x32 = at_least_float32(x)
-    mean, square = _sums(x32, jnp.square(x32)) / (x.size // x.shape[-1])
-    if axis_name is not None:
-        mean, square = lax.pmean((mean, square), axis_name)
+    means = _sums(x32, jnp.square(x32)) / (x.size // x.shape[-1])
+    mean, square = means if axis_name is None else lax.pmean(means, axis_name)
     var = jnp.maximum(square - jnp.square(mean), 0)  # rounding can take it below zero
     factor = lax.rsqrt(var + eps)
     y = (x * (scale * factor) + (bias - mean * scale * factor)).astype(x.dtype)

@@ -1,9 +1,10 @@
 """The loss, and sums that add up exactly: an epoch's figures come from sums and counts, never from means of means."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -43,11 +44,16 @@ class TrainTotals(NamedTuple):
 
 
 def zero_sums() -> Sums:
-    return Sums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    """NumPy arrays, as `zero_totals`: to be copied to a device without running anything there."""
+    return Sums(_all(0, np.float32), _all(0, np.int32), _all(0, np.int32))
 
 
 def zero_totals() -> TrainTotals:
-    return TrainTotals(zero_sums(), jnp.zeros(3, jnp.float32), jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32))
+    return TrainTotals(zero_sums(), _all(0, np.float32, 3), _all(0, np.int32), _all(-1, np.int32))
+
+
+def _all(value: int, dtype: Any, *shape: int) -> Any:
+    return np.full(shape, value, dtype)
 
 
 def add(a: Sums, b: Sums) -> Sums:

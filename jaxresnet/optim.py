@@ -52,13 +52,14 @@ def at_step(hypers: Hypers, index: Array) -> Hypers:
     return hypers._replace(**{name: getattr(hypers, name)[index] for name in PER_STEP})
 
 
-def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int) -> Hypers:
-    """The numbers for the steps of one epoch: those of `PER_STEP` are (steps_per_epoch,) float32, one a step."""
+def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int | Array) -> Hypers:
+    """The numbers for the steps of one epoch: those of `PER_STEP` are (steps_per_epoch,) float32, one a step, the
+    others float32 scalars. epoch may be traced."""
     counts = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
     rates = make_schedule(config, steps_per_epoch, num_epochs)(counts)
     momenta = make_momentum_schedule(config, steps_per_epoch, num_epochs)(counts)
     hypers = hypers_of(config)._replace(**{"learning_rate": rates, _momentum_name(config): momenta})
-    return per_step(hypers, steps_per_epoch)
+    return jax.tree.map(jnp.float32, per_step(hypers, steps_per_epoch))
 
 
 def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:

@@ -172,8 +172,10 @@ class Engine:
         True stops there.
         """
         start_preparing = time.perf_counter()
-        hypers = per_step(hypers, steps_per_epoch(self._num_train, self._batch_size))
-        hypers = replicate(jax.tree.map(jnp.float32, hypers), self.devices)
+        if np.ndim(hypers.learning_rate) == 0:
+            hypers = per_step(hypers, steps_per_epoch(self._num_train, self._batch_size))
+        hypers = jax.tree.map(lambda a: a if isinstance(a, Array) else np.float32(a), hypers)
+        hypers = replicate(hypers, self.devices)
         whole = self.whole_epochs and first_step == 0
         plan = None if whole else replicate(self._plan(first_copy(state.key), epoch), self.devices)
         if not self._prepare_seconds:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.checkpoint import Saved
-from jaxresnet.config import TrainConfig, to_dict
+from jaxresnet.config import OptimConfig, TrainConfig, to_dict
 from jaxresnet.dataset import Dataset, Split, fingerprint
 from jaxresnet.environment import backend
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
-from jaxresnet.optim import epoch_hypers, make_schedule
+from jaxresnet.optim import Hypers, epoch_hypers
 from jaxresnet.parallel import Engine, make_engine, replicate
 from jaxresnet.processes import from_main, on_main
 from jaxresnet.resume import resume
@@ -116,6 +117,12 @@ def fit(
         return run.result()
 
 
+@cache
+def _hypers_of_epoch(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Hypers]:
+    """`epoch_hypers` as one dispatch instead of two dozen."""
+    return jax.jit(partial(epoch_hypers, config, steps_per_epoch, num_epochs))
+
+
 def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] | None = None) -> None:
     """Raise what `fit` raises for a config and a data set that cannot work together, before anything is written."""
     train, _ = run_splits(config, data)
@@ -137,7 +144,8 @@ class _Run:
         self.config, self.engine, self.data, self.checkpoints, self.record = config, engine, data, checkpoints, record
         self.num_train = data["train"][0].shape[0]
         self.steps = steps_per_epoch(self.num_train, config.batch_size)
-        self.schedule = make_schedule(config.optim, self.steps, config.num_epochs)
+        self.hypers = _hypers_of_epoch(config.optim, self.steps, config.num_epochs)
+        self.learning_rate = math.nan  # of the first step of the epoch in progress
         self.compiled_before = engine.compile_seconds  # by earlier runs that share the engine
         self.state = engine.init(config.seed)
         self.totals = engine.zero_totals()
@@ -161,7 +169,8 @@ class _Run:
             return stopped or (int(totals.bad_step) >= 0 and self._skipped(state, totals) > self._may_skip())
 
         images, labels = self.data["train"]
-        hypers = epoch_hypers(config.optim, self.steps, config.num_epochs, epoch)
+        hypers = self.hypers(np.int32(epoch))
+        self.learning_rate = float(np.asarray(hypers.learning_rate)[0])
         start, compiling = time.perf_counter(), self.engine.compile_seconds
         self.state, self.totals = self.engine.train_epoch(
             self.state, self.totals, hypers, images, labels, epoch, first_step, after_step
@@ -197,11 +206,11 @@ class _Run:
     def _finish_epoch(self) -> None:
         epoch, seconds = self.epoch, self.record["seconds"]
         loss, accuracy = averages(self.totals.sums)
-        norms = [float(n) / int(self.totals.steps) for n in self.totals.norms]
+        norms = [float(n) / int(self.totals.steps) for n in np.asarray(self.totals.norms)]
         row: Row = {
             "epoch": epoch,
             "step": int(self.state.step),
-            "learning_rate": float(self.schedule(epoch * self.steps)),
+            "learning_rate": self.learning_rate,
             "train_loss": loss,
             "train_accuracy": accuracy,
         }

@@ -10,6 +10,7 @@ from tiny import RUN, STEADY, assert_same_bits, assert_same_run, assert_same_to_
 import jaxresnet.train
 from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.errors import NonFiniteError, ResultsError, StorageError
+from jaxresnet.optim import epoch_hypers
 from jaxresnet.parallel import make_engine
 from jaxresnet.train import Interrupted, fit
 
@@ -217,15 +218,18 @@ SKIP = replace(LAST, skip_nonfinite=3)
 def bad_steps(monkeypatch):
     """A set of steps (counted over the run) that are given a learning rate that is not finite."""
     steps: set[int] = set()
-    epoch_hypers = jaxresnet.train.epoch_hypers
+    hypers_of_epoch = jaxresnet.train._hypers_of_epoch
 
-    def hypers(optim, steps_per_epoch, num_epochs, epoch):
-        made = epoch_hypers(optim, steps_per_epoch, num_epochs, epoch)
-        rates = np.broadcast_to(np.float32(made.learning_rate), (steps_per_epoch,)).copy()
-        rates[[s - epoch * steps_per_epoch for s in steps if s // steps_per_epoch == epoch]] = np.inf
-        return made._replace(learning_rate=rates)
+    def hypers(optim, steps_per_epoch, num_epochs):
+        def of_epoch(epoch):
+            made = hypers_of_epoch(optim, steps_per_epoch, num_epochs)(epoch)
+            rates = np.array(made.learning_rate)
+            rates[[s - epoch * steps_per_epoch for s in steps if s // steps_per_epoch == epoch]] = np.inf
+            return made._replace(learning_rate=rates)
 
-    monkeypatch.setattr(jaxresnet.train, "epoch_hypers", hypers)
+        return of_epoch
+
+    monkeypatch.setattr(jaxresnet.train, "_hypers_of_epoch", hypers)
     return steps
 
 
@@ -299,6 +303,6 @@ def test_batch_statistics_that_are_not_finite_are_noticed(tiny_data):
     huge = jax.tree.map(lambda a: a * np.float32(1e19), stem)
     params = {name: huge if value is stem else value for name, value in state.params.items()}
     placed = [jax.device_put(a[:256], state.key.sharding) for a in tiny_data.train]
-    hypers = jaxresnet.train.epoch_hypers(LAST.optim, 4, 3, 0)
+    hypers = epoch_hypers(LAST.optim, 4, 3, 0)
     _, totals = engine.train_epoch(state._replace(params=params), engine.zero_totals(), hypers, *placed, 0)
     assert int(totals.bad_step) == 0
