@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from train_step import our_step, seconds
+from train_step import our_step, seconds, seconds_of
 
 import jaxresnet as jr
 from jaxresnet.augment import cutout, normalise
@@ -100,7 +100,7 @@ def measure(batch_size: int, num_images: int, pairs: int, width: int, dtype: str
         jax.block_until_ready(program(images, plan))
     for turn in range(pairs):
         for name in list(WAYS) if turn % 2 == 0 else list(WAYS)[::-1]:
-            times[name].append(seconds(lambda name=name: jax.block_until_ready(programs[name](images, plan))) / count)
+            times[name].append(seconds_of(programs[name], images, plan) / count)
         if turn < 3:
             times["step"].append(seconds(step) / (2 if count == 1 else count))
     medians = {name: statistics.median(ts) for name, ts in times.items()}

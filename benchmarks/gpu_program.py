@@ -70,7 +70,7 @@ dnn_version_info { major: 9 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 # Choosing algorithms by trying them needs the device.
-OPTIONS = {"xla_gpu_autotune_level": "0"}
+OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": "0"}
 FREE = ("bitcast", "constant", "get-tuple-element", "parameter", "tuple")  # start nothing
 
 
@@ -117,7 +117,7 @@ def compile_epoch(config: jr.TrainConfig, num_train: int, device: Any) -> Any:
     )
     sharding = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
-    return jax.jit(epoch, donate_argnums=(0, 1)).lower(*placed).compile(OPTIONS)
+    return jax.jit(epoch, donate_argnums=(0, 1)).lower(*placed).compile(dict(OPTIONS))
 
 
 def describe(compiled: Any, bandwidth: float, flops: float) -> dict[str, Any]:
@@ -161,7 +161,8 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=6.6e14, help="dense, a second (default: an H100 in bfloat16)")
     args = parser.parse_args()
     jax.devices()  # plugins are found, and a GPU's does not mind that there is none
-    device = topologies.get_topology_desc("described", "cuda", target_config=H100, topology="1x1x1").devices[0]
+    described = topologies.get_topology_desc("described", "cuda", target_config=H100, topology="1x1x1")
+    device: Any = described.devices[0]
     cases = []
     for precision in args.precisions:
         for batch_size in args.batch_sizes:

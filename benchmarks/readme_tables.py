@@ -194,6 +194,57 @@ def fuzz_found() -> str:
     return "\n".join(f"- {what}" for what in json.loads((RESULTS / "fuzz.json").read_text())["found_and_mended"])
 
 
+def gpu_program_table() -> str:
+    """What a step starts and moves on a GPU, as compiled, and without what was done for GPUs."""
+    cases = json.loads((RESULTS / "gpu_program.json").read_text())["cases"]
+    names = {"vectors": "the vectors", "batch_norm": "batch norm's gradient"}
+    lines = [
+        "| | batch | | started a step | of these for less than 1 MB | moved | floor | temporary memory |",
+        "|---" * 8 + "|",
+    ]
+    for case in cases:
+        left_out = " and ".join(names[name] for name in case["without"])
+        lines.append(
+            f"| {case['precision']} | {case['batch_size']} | {'without ' + left_out if left_out else 'as it is'} "
+            f"| {case['started_a_step']} | {case['moving_less_than_a_megabyte']} | {case['bytes_a_step'] / 1e9:.2f} GB "
+            f"| {1e3 * case['floor_seconds_a_step']:.2f} ms | {case['temporary_bytes'] / 2**30:.2f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def compiling_table() -> str:
+    """What `benchmarks/compiling.py` found for the eleven published runs."""
+    found = json.loads((RESULTS / "compiling-cpu.json").read_text())["passes"]
+    says = {
+        "first": "eleven runs, nothing on disk",
+        "other seed": "the same with another seed, in the same process",
+        "second start": "the eleven in another process, with what the first left on disk",
+    }
+    lines = ["| | engines | programs of steps and evaluation | of these and small ones, read from disk | seconds |"]
+    lines.append("|---" * 5 + "|")
+    for name, says_what in says.items():
+        engines, programs, from_disk, seconds = (
+            found[name]["total"][key] for key in ("engines", "programs", "from_disk", "seconds")
+        )
+        lines.append(f"| {says_what} | {engines} | {programs} | {from_disk} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def sweep_table() -> str:
+    """What `benchmarks/sweep.py` found for a run on each of several virtual devices."""
+    lines = [
+        "| devices | seconds | runs a minute | times as fast as one | efficiency | CPU seconds | programs compiled |",
+        "|---" * 7 + "|",
+    ]
+    for row in json.loads((RESULTS / "sweep-cpu.json").read_text())["devices"]:
+        lines.append(
+            f"| {row['devices']} | {row['median_seconds']:.1f} | {row['runs_per_minute']:.0f} "
+            f"| {row['times_as_fast_as_one']:.2f} | {row['efficiency']:.2f} | {row['cpu_seconds']:.1f} "
+            f"| {row['programs']} |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
@@ -201,3 +252,4 @@ if __name__ == "__main__":
     print(f"\n{models_table()}\n\n{benchmark_table()}")
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
+    print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")

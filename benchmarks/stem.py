@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from train_step import seconds
+from train_step import seconds_of
 
 from jaxresnet.conv import conv2d
 from jaxresnet.environment import environment
@@ -63,8 +63,7 @@ def measure(batch_size: int, precision: str, rounds: int) -> dict[str, Any]:
     times: dict[int, list[float]] = {channels: [] for channels in CHANNELS}
     for turn in range(rounds):
         for channels in CHANNELS if turn % 2 == 0 else CHANNELS[::-1]:
-            run = programs[channels]
-            times[channels].append(seconds(lambda run=run: jax.block_until_ready(run(*arrays))) / repeats)
+            times[channels].append(seconds_of(programs[channels], *arrays) / repeats)
     return {
         "batch_size": batch_size,
         "precision": precision,

@@ -104,6 +104,11 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def seconds_of(program: Callable[..., Any], *args: Any) -> float:
+    """Of a call, until its results are there."""
+    return seconds(lambda: jax.block_until_ready(program(*args)))
+
+
 def matmul_flops(precision: str) -> float:
     """Floating-point operations a second of a large square matrix product, best of seven."""
     size = 2048 if jax.devices()[0].platform == "cpu" else 8192

@@ -12,6 +12,7 @@ from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
 from jaxresnet.cifar10 import load_cifar10
 from jaxresnet.cli import run_experiment
 from jaxresnet.compare import Comparison, Hooks, RunsFailed, compare
+from jaxresnet.compilation import use_compilation_cache
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError, WeightsError
@@ -93,5 +94,6 @@ __all__ = [
     "summary",
     "to_dict",
     "to_torch",
+    "use_compilation_cache",
     "widest_under_budget",
 ]

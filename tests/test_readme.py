@@ -156,6 +156,13 @@ def test_every_number_of_the_robustness_page_comes_from_results():
         assert tables[name]() in page, name
 
 
+def test_every_number_of_the_performance_page_comes_from_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for name in ("compiling_table", "gpu_program_table", "sweep_table"):
+        assert tables[name]() in page, name
+
+
 def test_the_soak_and_the_fuzzing_left_nothing_when_they_were_written_down():
     soak = json.loads((ROOT / "results" / "interrupt.json").read_text())
     assert soak["identical"] == soak["kills"] and sum(row["kills"] for row in soak["table"]) == soak["kills"]

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, with one command, in under nine minutes:
+#
+#     benchmarks/gpu.sh OUT
+#
+# Each part writes OUT/NAME.json (tests: tests.xml) and OUT/NAME.log, and has a time limit of its own. One that fails
+# or runs out of time does not stop the others. OUT/summary.json says how each ended; the exit status is 0 where all
+# that were to run did. In the order of their importance:
+#
+#     pytorch       against PyTorch at its best, batch 512 and 1024, bfloat16 and float32 (needs PyTorch)
+#     profile       where the time of a step goes
+#     published     the published run of 51 epochs, three seeds
+#     compiling     what compiling the eleven published runs costs, and a second start
+#     options       XLA's options against none
+#     augmentation  its share of a step, and other ways of writing it
+#     step          speed, memory and compiling at the published batch sizes, against a plain Flax step
+#     tests         the test suite, with full float32 matrix products (needs pytest and hypothesis)
+#
+# Variables, none of which must be set:
+#
+#     SKIP="tests pytorch"   leave these parts out           ONLY="profile"   run no others
+#     TOTAL=530              seconds for all parts together  LIMIT=300        seconds for each, in place of its own
+#     TESTS="tests/test_a.py tests/test_b.py"                test files, in place of all
+#     DATA=FOLDER            CIFAR-10 for the published run; without it the images are drawn, and only the time counts
+#     WHEELS=FOLDER          packages (*.whl) that are missing here; they are installed for these programs alone
+#     PYTHON=python3         the interpreter
+#     TOY=1                  on a CPU, as small as can be: shows that everything runs, and nothing else
+set -uo pipefail
+parts="pytorch profile published compiling options augmentation step tests"
+[ $# = 1 ] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
+for name in ${SKIP:-} ${ONLY:-}; do
+    [[ " $parts " == *" $name "* ]] || { echo "gpu.sh: no part named $name; there are: $parts" >&2; exit 2; }
+done
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export JAX_PLATFORMS=cuda  # without a GPU nothing runs, rather than on the CPU
+# Several processes share the GPU in turns: none may take all of its memory for itself.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+device=cuda
+[ -z "${TOY:-}" ] || { export JAX_PLATFORMS=cpu; device=cpu; }
+
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+if [ -n "${WHEELS:-}" ]; then
+    "$python" -m pip install --quiet --no-index --no-deps --target "$temporary/site" "$WHEELS"/*.whl || exit 2
+    export PYTHONPATH="$PYTHONPATH:$temporary/site"
+fi
+
+SECONDS=0
+status=0
+rows=()
+
+wanted() { [[ " ${ONLY:-$parts} " == *" $1 "* && " ${SKIP:-} " != *" $1 "* ]]; }
+
+# part NAME SECONDS COMMAND...: run it, and note how it ended.
+part() {
+    local name=$1 limit=${LIMIT:-$2} begin=$SECONDS left=$((${TOTAL:-530} - SECONDS)) code=0 result=done
+    shift 2
+    if ! wanted "$name"; then
+        result=skipped
+    elif [ "$left" -lt 10 ]; then
+        result="no time left" status=1
+    else
+        [ "$limit" -lt "$left" ] || limit=$left
+        echo "== $name (at most $limit s)"
+        # Asked to end by Ctrl-C, so that what was found until then is written, and killed if that does not help.
+        timeout --signal INT --kill-after 15 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+        tail -n 25 "$out/$name.log"
+        case $code in
+            0) ;;
+            124 | 137) result="out of time" status=1 ;;
+            *) result=failed status=1 ;;
+        esac
+    fi
+    rows+=("{\"part\": \"$name\", \"result\": \"$result\", \"status\": $code, \"seconds\": $((SECONDS - begin))}")
+}
+
+# measure NAME SECONDS PROGRAM ARGUMENTS...: a program of this folder, whose first argument is its JSON file.
+measure() {
+    local name=$1 limit=$2 program=$3
+    shift 3
+    part "$name" "$limit" "$python" "benchmarks/$program.py" "$out/$name.json" "$@"
+}
+
+run_tests() {
+    "$python" -c '
+import importlib.metadata, re, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+needed = {re.match(r"[\w.-]+", name)[0] for name in project["dependencies"] + extras["test"] + extras["parity"]}
+here = {re.sub(r"[-_.]+", "-", one.name).lower() for one in importlib.metadata.distributions()}
+missing = sorted(name for name in needed if re.sub(r"[-_.]+", "-", name).lower() not in here)
+print("tests that need these packages cannot run here:", *(missing or ["none is missing"]))'
+    # shellcheck disable=SC2086  # several files
+    "$python" -m pytest -o addopts= -q -rfE --continue-on-collection-errors --junitxml "$out/tests.xml" ${TESTS:-tests}
+}
+
+if [ -z "${TOY:-}" ]; then
+    measure pytorch 170 compare_pytorch --device $device --batch-sizes 512 1024 --precisions bfloat16 float32 \
+        --pairs 5 --timeout 90
+    measure profile 45 profile_step --batch-size 512 --precision bfloat16
+    measure published 100 published_run --precision bfloat16 --seeds 0 1 2 ${DATA:+--data "$DATA"}
+    measure compiling 100 compiling --precision bfloat16
+    measure options 90 xla_options --precision bfloat16 --batch-size 512 --pairs 3 --seconds 70 --timeout 60
+    measure augmentation 30 augmentation --batch-sizes 512 1024 --dtype bfloat16
+    measure step 60 train_step --batch-sizes 512 --precisions bfloat16 float32 --pairs 3
+else
+    small=(--width 4 --stage-sizes 1)
+    measure pytorch 120 compare_pytorch --device $device --batch-sizes 16 --precisions float32 --rivals eager --pairs 1 \
+        --images 64 --width 4
+    measure profile 60 profile_step --batch-size 16 "${small[@]}" --steps 2
+    measure published 60 published_run "${small[@]}" --epochs 2 --images 512 --seeds 0 ${DATA:+--data "$DATA"}
+    measure compiling 90 compiling "${small[@]}" --train-images 512 --test-images 500 --runs adam_256_lr_1 adam_256_lr_3
+    measure options 90 xla_options "${small[@]}" --batch-size 16 --pairs 1 --option xla_cpu_enable_fast_math=true
+    measure augmentation 60 augmentation --batch-sizes 16 --images 64 --pairs 2 --width 4
+    measure step 90 train_step --batch-sizes 16 --precisions float32 --pairs 1
+    TESTS=${TESTS:-tests/test_metrics.py}
+fi
+export JAX_DEFAULT_MATMUL_PRECISION=highest
+export -f run_tests
+export python out TESTS
+part tests 530 bash -c run_tests
+
+{
+    echo "{\"toy\": $([ -z "${TOY:-}" ] && echo false || echo true), \"seconds\": $SECONDS, \"parts\": ["
+    for i in "${!rows[@]}"; do echo "  ${rows[i]}$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"; done
+    echo "]}"
+} | tee "$out/summary.json"
+exit $status
