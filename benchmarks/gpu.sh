@@ -109,7 +109,7 @@ if [ -z "${TOY:-}" ]; then
 else
     small=(--width 4 --stage-sizes 1)
     measure pytorch 120 compare_pytorch --device $device --batch-sizes 16 --precisions float32 --rivals eager --pairs 1 \
-        --images 64 --width 4
+        --images 64 --width 8
     measure profile 60 profile_step --batch-size 16 "${small[@]}" --steps 2
     measure published 60 published_run "${small[@]}" --epochs 2 --images 512 --seeds 0 ${DATA:+--data "$DATA"}
     measure compiling 90 compiling "${small[@]}" --train-images 512 --test-images 500 --runs adam_256_lr_1 adam_256_lr_3

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -19,6 +20,9 @@ ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4
 ONECYCLE_MAX_MOMENTUM, ONECYCLE_BASE_MOMENTUM = 0.95, 0.85
 
 
+Number = float | np.ndarray | Array
+
+
 class Hypers(NamedTuple):
     """The numbers of an optimiser that change no shape, as Python floats or float32 scalars.
 
@@ -26,13 +30,13 @@ class Hypers(NamedTuple):
     float32, those of each step of an epoch.
     """
 
-    learning_rate: float | Array
-    b1: float | Array
-    b2: float | Array
-    eps: float | Array
-    momentum: float | Array
-    weight_decay: float | Array
-    slow_step_size: float | Array
+    learning_rate: Number
+    b1: Number
+    b2: Number
+    eps: Number
+    momentum: Number
+    weight_decay: Number
+    slow_step_size: Number
 
 
 PER_STEP = ("learning_rate", "b1", "momentum")  # the numbers that a schedule may move from step to step
@@ -44,7 +48,11 @@ def hypers_of(config: OptimConfig) -> Hypers:
 
 def per_step(hypers: Hypers, num_steps: int) -> Hypers:
     """The numbers of `PER_STEP` as (num_steps,): a scalar is every step's, one a step stays."""
-    return hypers._replace(**{name: jnp.broadcast_to(getattr(hypers, name), (num_steps,)) for name in PER_STEP})
+
+    def one_each(number: Number) -> Number:
+        return _numpy_of(number).broadcast_to(number, (num_steps,))
+
+    return hypers._replace(**{name: one_each(getattr(hypers, name)) for name in PER_STEP})
 
 
 def at_step(hypers: Hypers, index: Array) -> Hypers:
@@ -52,43 +60,44 @@ def at_step(hypers: Hypers, index: Array) -> Hypers:
     return hypers._replace(**{name: getattr(hypers, name)[index] for name in PER_STEP})
 
 
-def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int | Array) -> Hypers:
-    """The numbers for the steps of one epoch: those of `PER_STEP` are (steps_per_epoch,) float32, one a step, the
-    others float32 scalars. epoch may be traced."""
-    counts = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
+def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int) -> Hypers:
+    """The numbers for the steps of one epoch, of NumPy: those of `PER_STEP` are (steps_per_epoch,) float32, one a step,
+    the others float32 scalars. Nothing runs on a device, and nothing is compiled for a schedule that was not seen."""
+    counts = epoch * steps_per_epoch + np.arange(steps_per_epoch)
     rates = make_schedule(config, steps_per_epoch, num_epochs)(counts)
     momenta = make_momentum_schedule(config, steps_per_epoch, num_epochs)(counts)
     hypers = hypers_of(config)._replace(**{"learning_rate": rates, _momentum_name(config): momenta})
-    return jax.tree.map(jnp.float32, per_step(hypers, steps_per_epoch))
+    return jax.tree.map(np.float32, per_step(hypers, steps_per_epoch))
 
 
-def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Any]:
     """The learning rate as a function of the number of finished optimiser steps (0 for the first step).
 
     With schedule_unit="step" the curve moves every step; with "epoch" it moves once an epoch, as in the published
-    project. Its length is schedule_length units, or the run's own. Past its end the last value stays.
+    project. Its length is schedule_length units, or the run's own. Past its end the last value stays. Returns float32
+    of count's shape: an array of JAX, which may be traced, gives one of JAX, all else one of NumPy.
     """
     relative = _relative_schedule(config, steps_per_epoch, num_epochs)
     return lambda count: config.learning_rate * relative(count)
 
 
-def _relative_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+def _relative_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Any]:
     """`make_schedule` with a peak of 1, so that the learning rate can be traced."""
     length, position = _timeline(config, steps_per_epoch, num_epochs)
     curve = _curve(config.schedule, length, config.warmup_fraction)
     return lambda count: curve(position(count))
 
 
-def make_momentum_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Array]:
+def make_momentum_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Any]:
     """Adam's b1, or SGD's momentum, as a function of the number of finished optimiser steps (0 for the first step).
 
     The config's own number, always, unless `cycle_momentum` is set: then it falls from 0.95 to 0.85 while the learning
-    rate rises and goes back while that falls, as PyTorch's OneCycleLR does with its defaults. Units and length are
-    those of `make_schedule`. Returns float32, of count's shape.
+    rate rises and goes back while that falls, as PyTorch's OneCycleLR does with its defaults. Units, length and what is
+    returned are as in `make_schedule`.
     """
     if not config.cycle_momentum:
         constant = getattr(config, _momentum_name(config))
-        return lambda count: jnp.full(jnp.shape(count), constant, jnp.float32)
+        return lambda count: _numpy_of(count).full(np.shape(count), constant, np.float32)
     length, position = _timeline(config, steps_per_epoch, num_epochs)
     high, low = ONECYCLE_MAX_MOMENTUM, ONECYCLE_BASE_MOMENTUM
     curve = _one_cycle(high, low, high, length, config.warmup_fraction)
@@ -99,51 +108,61 @@ def _momentum_name(config: OptimConfig) -> Literal["b1", "momentum"]:
     return "momentum" if config.optimizer == "sgd" else "b1"
 
 
-def _timeline(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> tuple[int, Callable[[Any], Array]]:
+def _numpy_of(x: Any) -> Any:
+    """jax.numpy for JAX's arrays, which may be traced, else NumPy: the host knows the next rates without a device."""
+    return jnp if isinstance(x, Array) else np
+
+
+def _timeline(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> tuple[int, Callable[[Any], Any]]:
     """(the schedule's length in its own unit, a function from the number of finished steps to the position in it)."""
     per_epoch = config.schedule_unit == "epoch"
     length = config.schedule_length or (num_epochs if per_epoch else num_epochs * steps_per_epoch)
 
-    def position(count: Any) -> Array:
+    def position(count: Any) -> Any:
+        xp = _numpy_of(count)
         finished = count // steps_per_epoch if per_epoch else count
-        return jnp.minimum(jnp.asarray(finished, jnp.float32), length)
+        return xp.minimum(xp.asarray(finished, np.float32), np.float32(length))
 
     return length, position
 
 
-def _cosine(start: float, end: float, fraction: Array) -> Array:
-    return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
+def _cosine(start: float, end: float, fraction: Any) -> Any:
+    xp = _numpy_of(fraction)
+    return end + (start - end) / 2 * (1 + xp.cos(np.pi * xp.clip(fraction, 0, 1)))
 
 
-def _one_cycle(start: float, peak: float, end: float, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
+def _one_cycle(start: float, peak: float, end: float, length: int, warmup_fraction: float) -> Callable[[Any], Any]:
     """OneCycle (Smith and Topin 2017) over t in 0..length, with PyTorch's cosine phases: the first reaches `peak` at
     warmup_fraction * length - 1, the second reaches `end` at length - 1."""
     top, last = warmup_fraction * length - 1, length - 1
-    return lambda t: jnp.where(
+    return lambda t: _numpy_of(t).where(
         t <= top,
         _cosine(start, peak, t / max(top, 1e-9)),
         _cosine(peak, end, (t - top) / max(last - top, 1e-9)),
     )
 
 
-def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Array], Array]:
+def _curve(name: str, length: int, warmup_fraction: float) -> Callable[[Any], Any]:
     """Peak-1 curves over t in 0..length."""
     warmup = warmup_fraction * length
     rest = max(length - warmup, 1e-9)
 
-    def rise(t: Array) -> Array:
-        return jnp.clip(t / warmup, 0, 1) if warmup else jnp.ones_like(t)
+    def constant(t: Any) -> Any:
+        return _numpy_of(t).ones_like(t)
+
+    def rise(t: Any) -> Any:
+        return _numpy_of(t).clip(t / warmup, 0, 1) if warmup else constant(t)
 
     if name == "constant":
-        return jnp.ones_like
+        return constant
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
         return lambda t: _cosine(1.0, 0.0, t / length)
     if name == "warmup":
         return rise
     if name == "warmup_cosine":
-        return lambda t: jnp.where(t < warmup, rise(t), _cosine(1.0, 0.0, (t - warmup) / rest))
+        return lambda t: _numpy_of(t).where(t < warmup, rise(t), _cosine(1.0, 0.0, (t - warmup) / rest))
     if name == "triangular":
-        return lambda t: jnp.where(t < warmup, rise(t), jnp.clip((length - t) / rest, 0, 1))
+        return lambda t: _numpy_of(t).where(t < warmup, rise(t), _numpy_of(t).clip((length - t) / rest, 0, 1))
     return _one_cycle(1 / ONECYCLE_DIV, 1.0, 1 / ONECYCLE_DIV / ONECYCLE_FINAL_DIV, length, warmup_fraction)
 
 
@@ -161,7 +180,7 @@ def make_optimizer(
     decay = optax.add_decayed_weights(h.weight_decay)
     rate = optax.scale_by_schedule(lambda count: -h.learning_rate * relative(count))
 
-    def with_momentum(momentum: float | Array) -> optax.GradientTransformation:
+    def with_momentum(momentum: Number) -> optax.GradientTransformation:
         if config.optimizer == "sgd":
             return optax.chain(decay, optax.trace(momentum, nesterov=config.nesterov), rate)
         adam = optax.scale_by_adam(momentum, h.b2, h.eps)
@@ -194,7 +213,7 @@ class LookaheadState(NamedTuple):
 def lookahead(
     inner: optax.GradientTransformation,
     sync_period: int = 5,
-    slow_step_size: float | Array = 0.5,
+    slow_step_size: Number = 0.5,
     momentum: Literal["none", "reset", "pullback"] = "none",
 ) -> optax.GradientTransformation:
     """Lookahead (Zhang, Lucas, Hinton and Ba 2019, https://arxiv.org/abs/1907.08610, algorithm 1).

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.checkpoint import Saved
-from jaxresnet.config import OptimConfig, TrainConfig, to_dict
+from jaxresnet.config import TrainConfig, to_dict
 from jaxresnet.dataset import Dataset, Split, fingerprint
 from jaxresnet.environment import backend
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
-from jaxresnet.optim import Hypers, epoch_hypers
+from jaxresnet.optim import epoch_hypers
 from jaxresnet.parallel import Engine, make_engine, replicate
 from jaxresnet.processes import from_main, on_main
 from jaxresnet.resume import resume
@@ -117,12 +116,6 @@ def fit(
         return run.result()
 
 
-@cache
-def _hypers_of_epoch(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> Callable[[Any], Hypers]:
-    """`epoch_hypers` as one dispatch instead of two dozen."""
-    return jax.jit(partial(epoch_hypers, config, steps_per_epoch, num_epochs))
-
-
 def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] | None = None) -> None:
     """Raise what `fit` raises for a config and a data set that cannot work together, before anything is written."""
     train, _ = run_splits(config, data)
@@ -144,7 +137,6 @@ class _Run:
         self.config, self.engine, self.data, self.checkpoints, self.record = config, engine, data, checkpoints, record
         self.num_train = data["train"][0].shape[0]
         self.steps = steps_per_epoch(self.num_train, config.batch_size)
-        self.hypers = _hypers_of_epoch(config.optim, self.steps, config.num_epochs)
         self.learning_rate = math.nan  # of the first step of the epoch in progress
         self.compiled_before = engine.compile_seconds  # by earlier runs that share the engine
         self.state = engine.init(config.seed)
@@ -169,7 +161,7 @@ class _Run:
             return stopped or (int(totals.bad_step) >= 0 and self._skipped(state, totals) > self._may_skip())
 
         images, labels = self.data["train"]
-        hypers = self.hypers(np.int32(epoch))
+        hypers = epoch_hypers(config.optim, self.steps, config.num_epochs, epoch)
         self.learning_rate = float(np.asarray(hypers.learning_rate)[0])
         start, compiling = time.perf_counter(), self.engine.compile_seconds
         self.state, self.totals = self.engine.train_epoch(

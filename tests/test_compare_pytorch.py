@@ -165,7 +165,9 @@ def compare(fake, monkeypatch, tmp_path, capsys):
         )
         out = tmp_path / "out.json"
         out.unlink(missing_ok=True)
-        status = compare_pytorch.main([*flags.split(), str(out)])  # the file after a list, as one would write it
+        argv = [*flags.split(), str(out)]  # the file after a list, as one would write it
+        monkeypatch.setattr(sys, "argv", ["benchmarks/compare_pytorch.py", *argv])
+        status = compare_pytorch.main(argv)
         return status, json.loads(out.read_text()) if out.exists() else None, capsys.readouterr().out
 
     return run
@@ -175,7 +177,7 @@ def test_what_is_written_and_printed(compare):
     status, found, text = compare("--pairs 3 --batch-sizes 128 512 --precisions float32 bfloat16")
     assert status == 0
     assert found["environment"]["says"] == OURS and found["pytorch"]["says"] == "compile"
-    assert "compare_pytorch" in found["environment"]["command"] or "pytest" in found["environment"]["command"]
+    assert found["environment"]["command"].startswith("python benchmarks/compare_pytorch.py --pairs 3 --batch-sizes 128")
     settings = [(case["precision"], case["batch_size"], case["steps"]) for case in found["cases"]]
     assert settings == [("float32", 128, 2), ("float32", 512, 2), ("bfloat16", 128, 2), ("bfloat16", 512, 2)]
     for case in found["cases"]:
@@ -266,7 +268,9 @@ def test_a_gpu_s_cases_are_whole_epochs_and_all_the_library_s_precisions_can_be_
 
 # ------------------------------------------------------------------------------------------------------ real workers
 
-TINY = "--width 2 --images 33 --batch-sizes 16 --steps 1 --pairs 2 --precisions bfloat16"
+# Not narrower: with channels that are no multiple of 8, PyTorch 2.13 writes beyond its memory on processors without
+# AVX-512 (oneDNN's weight gradient of a 1x1 convolution).
+TINY = "--width 8 --images 33 --batch-sizes 16 --steps 1 --pairs 2 --precisions bfloat16"
 
 
 @pytest.fixture
@@ -282,7 +286,7 @@ def test_our_worker(one_device, tmp_path):
         ours.wait_until_ready()
         take_turns([ours], 1)
     assert ours.failure is None and len(ours.units) == 1
-    assert ours.ready["parameters"] == jr.count_params(jr.ModelConfig(width=2))
+    assert ours.ready["parameters"] == jr.count_params(jr.ModelConfig(width=8))
     assert ours.ready["environment"]["num_devices"] == 1 and ours.ready["how"] == "one dispatch a step"
     assert 0 < ours.ready["compile_seconds"] < ours.ready["build_seconds"]
     assert 0 < ours.ready["memory_at_start_bytes"] < ours.peak_memory
@@ -296,7 +300,7 @@ def test_ours_against_pytorch(with_pytorch, one_device, tmp_path, capsys):
     (case,) = found["cases"]
     assert found["environment"]["num_devices"] == 1 and found["pytorch"]["torch"] and found["pytorch"]["threads"] >= 1
     ours, theirs = case["contenders"][OURS], case["contenders"]["eager float32"]
-    assert ours["parameters"] == theirs["parameters"] == jr.count_params(jr.ModelConfig(width=2))
+    assert ours["parameters"] == theirs["parameters"] == jr.count_params(jr.ModelConfig(width=8))
     assert 0 < ours["compile_seconds"] < ours["build_seconds"]
     assert all(row["peak_memory_bytes"] > row["memory_at_start_bytes"] for row in (ours, theirs))
     assert case["against"]["eager float32"]["speed"] > 0 and case["best_rival"] == {"float32": "eager float32"}
@@ -315,7 +319,7 @@ def test_the_rival_trains(with_pytorch, monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (32, 32, 32, 3), np.uint8), rng.integers(0, 10, 32, np.int32)
     optim = jr.OptimConfig(lookahead=False)
-    config = jr.TrainConfig(jr.ModelConfig(width=4), optim=optim, batch_size=16, val_size=0, selection="last")
+    config = jr.TrainConfig(jr.ModelConfig(width=8), optim=optim, batch_size=16, val_size=0, selection="last")
     unit = pytorch_step.set_up("eager", config, "cpu", images, labels)
     for _ in range(10):  # of two steps each; the loss is 2.4 at first
         unit.run()
