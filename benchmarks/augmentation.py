@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from machine import machine
 from train_step import our_step, seconds, seconds_of
 
 import jaxresnet as jr
@@ -79,7 +80,8 @@ def batches(way: Callable[..., Array], augment: jr.AugmentConfig, size: int, cou
 
 
 def measure(batch_size: int, num_images: int, pairs: int, width: int, dtype: str) -> dict[str, Any]:
-    config = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last", model=jr.ModelConfig(width=width))
+    model = jr.ModelConfig(width=width, precision=dtype)  # type: ignore[arg-type]
+    config = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last", model=model)
     count = 1 if jax.devices()[0].platform == "cpu" else num_images // batch_size
     rng = np.random.default_rng(0)
     data = jr.Split(
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--pairs", type=int, default=15, help="turns of each")
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--dtype", default="float32", help="of the batch: that of the network (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the network")
     args = parser.parse_args()
     cases = []
     for batch_size in args.batch_sizes:
@@ -134,7 +136,7 @@ def main() -> None:
             for name in WAYS
         )
         print(f"batch {batch_size}: {ways}; {100 * case['share_of_step']:.2f} % of a step", flush=True)
-    write_json(args.out, {"environment": environment(), "cases": cases})
+        write_json(args.out, {"environment": environment(), "machine": machine(), "cases": cases})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ import jax
 import numpy as np
 from jax import monitoring
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from machine import machine
 
 import jaxresnet as jr
 from jaxresnet.compilation import use_compilation_cache
@@ -140,9 +141,9 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- the parent
 
 
-def measure(argv: list[str]) -> dict[str, Any]:
+def measure(argv: list[str], settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """All passes, in two processes that share a cache which is empty at first."""
-    found: dict[str, Any] = {"processes": [], "passes": {}}
+    found: dict[str, Any] = {"environment": {}, **settings, "processes": [], "passes": {}}
     with tempfile.TemporaryDirectory() as home:
         environ = {
             k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAXRESNET_COMPILATION"))
@@ -154,8 +155,10 @@ def measure(argv: list[str]) -> dict[str, Any]:
             output = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
             one = json.loads(output.splitlines()[-1])
             found["passes"] |= one.pop("passes")
+            found["machine"] = machine()
             found["environment"] = {**one.pop("environment"), "command": shlex.join(["python", *sys.argv])}
             found["processes"].append(one)
+            write_json(out, found)  # the next may be cut short
         kept = [path for path in Path(home).rglob("*") if path.is_file()]
         found["bytes_on_disk"] = sum(path.stat().st_size for path in kept)
     return found
@@ -202,11 +205,11 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(child(args)))
         return 0
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "started", "child")}
-    found = {**settings, **measure(argv)}
+    found = measure(argv, settings, args.out)
     print(report(found))
-    write_json(args.out, {"environment": found.pop("environment"), **found})
+    write_json(args.out, found)
     again = found["passes"]["other seed"]["total"]
-    return 1 if again["programs"] or again["engines"] else 0
+    return 1 if again["programs"] or again["engines"] or again["compiled"] else 0
 
 
 if __name__ == "__main__":

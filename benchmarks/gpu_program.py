@@ -120,8 +120,10 @@ def compile_epoch(config: jr.TrainConfig, num_train: int, device: Any) -> Any:
     return jax.jit(epoch, donate_argnums=(0, 1)).lower(*placed).compile(dict(OPTIONS))
 
 
-def describe(compiled: Any, bandwidth: float, flops: float) -> dict[str, Any]:
-    """What a pass of the longest loop of the program starts, moves and computes."""
+def describe(compiled: Any, bandwidth: float, flops: float, smallest_activation: int) -> dict[str, Any]:
+    """What a pass of the longest loop of the program starts, moves and computes.
+
+    smallest_activation: elements of the smallest array that lies between two layers."""
     program = Program(compiled.as_text())
     bodies = [name for i in program.instructions.values() if i.opcode == "while" for name in i.called]
     body = max((program.computations[name] for name in bodies), key=len)
@@ -140,7 +142,7 @@ def describe(compiled: Any, bandwidth: float, flops: float) -> dict[str, Any]:
         "bytes_a_step": sum(moved.values()),
         "bytes_of_convolutions": sum(moved[name] for name in convolutions),
         "float32_activations": sum(
-            shape.dtype == "f32" and len(shape.dims) == 4 and shape.size > 10_000_000
+            shape.dtype == "f32" and len(shape.dims) > 1 and shape.size >= smallest_activation
             for i in work
             for shape in i.shapes
         ),
@@ -158,7 +160,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes a second (default: an H100's)")
-    parser.add_argument("--flops", type=float, default=6.6e14, help="dense, a second (default: an H100 in bfloat16)")
+    parser.add_argument("--flops", type=float, default=6.6e14, help="a second in bfloat16 (default: an H100's)")
+    parser.add_argument("--flops-float32", type=float, default=3.3e14, help="a second in TF32 (default: half of that)")
     args = parser.parse_args()
     jax.devices()  # plugins are found, and a GPU's does not mind that there is none
     described = topologies.get_topology_desc("described", "cuda", target_config=H100, topology="1x1x1")
@@ -172,7 +175,9 @@ def main() -> None:
                 with without(*left_out):
                     compiled = compile_epoch(config, args.images, device)
                 case = {"precision": precision, "batch_size": batch_size, "without": list(left_out)}
-                cases.append(case := case | describe(compiled, args.bandwidth, args.flops))
+                flops = args.flops if precision == "bfloat16" else args.flops_float32
+                smallest = batch_size * 4 * 4 * 8 * args.width  # of the last stage
+                cases.append(case := case | describe(compiled, args.bandwidth, flops, smallest))
                 print(
                     f"{precision} {batch_size}, without {' and '.join(left_out) or 'nothing'}: "
                     f"{case['started_a_step']} started a step, {case['moving_less_than_a_megabyte']} of them for less "

@@ -19,6 +19,7 @@ runs without CUDA graphs, in which the trace would not tell operations apart: --
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from events import record
 from hlo import Program
 from layers import Place, Places, named_layers
+from machine import machine
 from operations import Row, grouped, operations_of
 from train_step import matmul_flops, seconds
 
@@ -69,16 +71,26 @@ def training(config: jr.TrainConfig, num_images: int) -> tuple[Callable[[], None
     return run, text
 
 
+@partial(jax.jit, donate_argnums=0)  # in place: fresh memory would cost page faults on CPU
+def _add_one(x: jax.Array) -> jax.Array:
+    return x + 1
+
+
+@jax.jit
+def _convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    padding, labels = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=labels)
+
+
 def memory_bandwidth() -> float:
     """Bytes a second that a large array is read and written with, best of seven."""
     count = (64 if jax.devices()[0].platform == "cpu" else 512) * 2**20
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: fresh memory would cost page faults on CPU
-    x = add(jnp.zeros(count, jnp.float32))
+    x = _add_one(jnp.zeros(count, jnp.float32))
     times = []
 
     def run() -> None:
         nonlocal x
-        x = jax.block_until_ready(add(x))
+        x = jax.block_until_ready(_add_one(x))
 
     for _ in range(7):
         times.append(seconds(run))
@@ -90,11 +102,8 @@ def best_flops(precision: str) -> float:
     batch, side, features = (128, 8, 256) if jax.devices()[0].platform == "cpu" else (1024, 16, 256)
     images = jnp.ones((batch, side, side, features), precision)
     kernel = jnp.ones((3, 3, features, features), precision)
-    one_each = ((1, 1), (1, 1))
-    labels = ("NHWC", "HWIO", "NHWC")
-    conv = jax.jit(lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), one_each, dimension_numbers=labels))
-    jax.block_until_ready(conv(images, kernel))
-    best = min(seconds(lambda: jax.block_until_ready(conv(images, kernel))) for _ in range(7))
+    jax.block_until_ready(_convolve(images, kernel))
+    best = min(seconds(lambda: jax.block_until_ready(_convolve(images, kernel))) for _ in range(7))
     return max(matmul_flops(precision), 2 * images.size * kernel.size / features / best)
 
 
@@ -240,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     result = profile(config, steps)
     print(report(result, args.top))
     if args.out:
-        write_json(args.out, {"environment": environment(jax.devices()[:1]), **result})
+        write_json(args.out, {"environment": environment(jax.devices()[:1]), "machine": machine(), **result})
 
 
 if __name__ == "__main__":

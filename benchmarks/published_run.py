@@ -3,10 +3,10 @@
     python benchmarks/published_run.py results/published_run-h200.json --data FOLDER --precision bfloat16 --seeds 0 1 2
 
 seconds is all that `fit` takes, from NumPy arrays to the chosen state: placing the data, training, a score of all test
-images and, but for the last run, checkpoints every epoch. seconds_after_compiling is that without the compiling of
-training and evaluation, which the first seed pays and the others share. training_seconds is training alone. The last
-run repeats the first seed without checkpoints. Without --data the images are drawn by a program: the time is the same,
-the accuracy means nothing. The file is written after every run.
+images and, but for the last run, checkpoints (on accelerators not every epoch, see `fit`). seconds_after_compiling is
+that without the compiling of training and evaluation, which the first seed pays and the others share. training_seconds
+is training alone. The last run repeats the first seed without checkpoints. Without --data the images are drawn by a
+program: the time is the same, the accuracy means nothing. The file is written after every run.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from machine import machine
 
 import jaxresnet as jr
 from jaxresnet.environment import environment
@@ -64,6 +65,7 @@ def main() -> None:
     config = replace(published.config, model=model, num_epochs=args.epochs or published.config.num_epochs)
     found: dict[str, Any] = {
         "environment": environment(jax.devices()[:1]),
+        "machine": machine(),
         "data": data.name,
         "synthetic": data.synthetic,
         "config": jr.to_dict(config),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from machine import machine
 from train_step import seconds_of
 
 from jaxresnet.conv import conv2d
@@ -56,7 +57,7 @@ def measure(batch_size: int, precision: str, rounds: int) -> dict[str, Any]:
         jnp.asarray(rng.normal(size=shape), precision)
         for shape in ((batch_size, 32, 32, 3), (3, 3, 3, 64), (batch_size, 32, 32, 64))
     ]
-    repeats = 1 if jax.devices()[0].platform == "cpu" else 100
+    repeats = 1 if jax.devices()[0].platform == "cpu" else 20
     programs = {channels: passes(channels, repeats) for channels in CHANNELS}
     for program in programs.values():
         jax.block_until_ready(program(*arrays))
@@ -93,7 +94,7 @@ def main() -> None:
                 for channels in CHANNELS
             )
             print(f"batch {batch_size} {precision}: {figures}", flush=True)
-    write_json(args.out, {"environment": environment(), "cases": cases})
+            write_json(args.out, {"environment": environment(), "machine": machine(), "cases": cases})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from machine import machine
 
 import jaxresnet as jr
 from jaxresnet.checkpoint import Checkpoints
@@ -185,8 +186,9 @@ def main() -> None:
                 f"{100 * row['share_of_matmul']:.0f} % of a matrix product",
                 flush=True,
             )
-    if args.out:
-        write_json(args.out, {"environment": environment(), "pairs": args.pairs, "cases": rows})
+            if args.out:
+                found = {"environment": environment(), "machine": machine(), "pairs": args.pairs, "cases": rows}
+                write_json(args.out, found)
 
 
 if __name__ == "__main__":

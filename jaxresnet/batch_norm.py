@@ -21,7 +21,7 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, axis_name: str |
     mapped axis. scale, bias: (C,) float32.
 
     Returns (y of x's shape and dtype, mean (C,), biased variance (C,)). No gradient goes through the latter two: they
-    are for the running statistics.
+    are for the running statistics. For reverse mode only (`jax.grad`, `jax.vjp`): `jax.jvp` raises TypeError.
     """
     return _forward(x, scale, bias, eps, axis_name)[0]
 

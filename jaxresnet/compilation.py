@@ -4,9 +4,9 @@ import io
 import os
 import platform
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,10 @@ class CompiledOnce:
                 compiled, first_devices = self._first
                 if first_devices == devices:
                     return compiled
-                with suppress(Exception):  # private parts of JAX: where they have changed, it is compiled again
+                try:
                     return _copy(compiled, first_devices, devices)
+                except Exception as e:  # private parts of JAX, which may change
+                    warnings.warn(f"every device compiles for itself: {type(e).__name__}: {e}", stacklevel=2)
             compiled = compile_it()
             self._first = self._first or (compiled, devices)
             return compiled

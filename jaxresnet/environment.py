@@ -13,8 +13,12 @@ from typing import Any
 
 def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """`backend`, the commit and the command line. JSON types. `commit` ends in "-dirty" where the checkout had
-    changes, and is None outside a checkout."""
-    return {**backend(devices), "commit": commit(), "command": shlex.join(["python", *sys.argv])}
+    changes; outside a checkout it is $JAXRESNET_COMMIT, or None."""
+    return {
+        **backend(devices),
+        "commit": commit() or os.environ.get("JAXRESNET_COMMIT"),
+        "command": shlex.join(["python", *sys.argv]),
+    }
 
 
 def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.compilation import CompiledOnce, compiler_options
-from jaxresnet.config import OptimConfig, TrainConfig
+from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers, per_step
@@ -96,8 +96,10 @@ class Program:
         lowered = self._mapped.lower(*args)
         try:
             return lowered.compile(compiler_options(self._devices[0].platform))
-        except jax.errors.JaxRuntimeError:  # this version of XLA may not know an option, without which it runs as well
-            return lowered.compile()
+        except jax.errors.JaxRuntimeError as e:
+            if "No such compile option" not in str(e):
+                raise
+            return lowered.compile()  # this version of XLA does not know one, without which it runs as well
 
 
 class Engine:
@@ -131,7 +133,7 @@ class Engine:
             )
 
         self._evaluation = evaluation
-        self._init = jax.jit(steps.init)
+        self._init = _initial_state(config.model, config.optim, devices[0].platform)
         self._plan = jax.jit(steps.plan)
         self._prepare_seconds = 0.0  # what compiling `_plan` took
         self._train_epoch = training("train_epoch", steps.train_epoch, 6)
@@ -225,6 +227,13 @@ def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Devic
 
 
 _cached_engine = cache(Engine)
+
+
+@cache
+def _initial_state(model: ModelConfig, optim: OptimConfig, platform: str) -> Callable[[Array], TrainState]:
+    """Seed to state. One program for all batch sizes."""
+    config = TrainConfig(model=model, optim=optim)
+    return jax.jit(make_steps(config, config.batch_size, 1, platform).init)
 
 
 @cache

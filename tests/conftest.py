@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test, and a data set small enough to train on in a test.
 
-Set JAX_PLATFORMS (say, to cuda) to run the tests on something else. Where PyTorch is installed the parity tests
+Set JAX_PLATFORMS (say, to cuda) to run the tests on something else, and JAXRESNET_TEST_DEVICES for another number of
+virtual devices. Tests that need more devices than there are say so by `pytest.mark.devices(number)` and are skipped.
+Where PyTorch is installed the parity tests
 compare with it as well as with what it computed once.
 """
 
@@ -11,7 +13,8 @@ import tempfile
 from importlib.util import find_spec
 
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when it is first imported, below
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    count = os.environ.get("JAXRESNET_TEST_DEVICES", "8")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What one process has compiled the others need not, nor the programs that tests start. The first to come here is
@@ -30,6 +33,14 @@ def tiny_data() -> Dataset:
     from tiny import make_tiny_data
 
     return make_tiny_data()
+
+
+def pytest_runtest_setup(item):
+    import jax
+
+    needed = max((mark.args[0] for mark in item.iter_markers("devices")), default=1)
+    if needed > jax.device_count():
+        pytest.skip(f"needs {needed} devices, and there are {jax.device_count()}")
 
 
 def pytest_addoption(parser):

@@ -257,7 +257,7 @@ def test_values_of_options():
 # ------------------------------------------------------------------------------------------------------------ gpu.sh
 
 
-PARTS = "pytorch profile published compiling options augmentation step tests"
+PARTS = "pytorch pytorch-float32 profile published compiling options augmentation stem step tests"
 
 
 def gpu_sh(folder, **variables):
@@ -288,14 +288,14 @@ def interpreter(tmp_path):
 
 def test_every_part_can_be_skipped(tmp_path):
     done = gpu_sh(tmp_path / "out", SKIP=PARTS)
-    assert done.status == 0 and done.files == ["summary.json"]
+    assert done.status == 0 and done.files == ["gpu.tar.gz", "summary.json"]
     assert done.ended == dict.fromkeys(PARTS.split(), "skipped")
 
 
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, interpreter):
     python = interpreter('case "$*" in *profile_step*) exit 3;; *) echo "$@";; esac')
     done = gpu_sh(tmp_path / "out", ONLY="profile options augmentation", SKIP="augmentation", PYTHON=python)
-    assert done.status == 1 and done.files == ["options.log", "profile.log", "summary.json"]
+    assert done.status == 1 and done.files == ["gpu.tar.gz", "options.log", "profile.log", "summary.json"]
     others = dict.fromkeys(PARTS.split(), "skipped")
     assert done.ended == {**others, "profile": "failed", "options": "done"}
     assert f"xla_options.py {tmp_path}/out/options.json" in (tmp_path / "out" / "options.log").read_text()
@@ -317,7 +317,9 @@ def test_no_flag_of_the_script_is_unknown_to_its_program(tmp_path, interpreter):
     """What the GPU is asked for cannot be tried without one; that the programs take it can."""
     done = gpu_sh(tmp_path / "out", SKIP="tests", PYTHON=interpreter('printf "%s\\n" "$@"'))
     assert done.status == 0
-    for log in sorted((tmp_path / "out").glob("*.log")):
+    logs = sorted((tmp_path / "out").glob("*.log"))
+    assert {"pytorch", "pytorch-float32", "profile", "published", "stem", "step"} < {log.stem for log in logs}
+    for log in logs:
         program, *flags = log.read_text().splitlines()
         command = [sys.executable, "-c", ARGUMENTS, str(BENCHMARKS.parent / program), *flags]
         subprocess.run(command, check=True, capture_output=True)

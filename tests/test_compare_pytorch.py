@@ -177,7 +177,9 @@ def test_what_is_written_and_printed(compare):
     status, found, text = compare("--pairs 3 --batch-sizes 128 512 --precisions float32 bfloat16")
     assert status == 0
     assert found["environment"]["says"] == OURS and found["pytorch"]["says"] == "compile"
-    assert found["environment"]["command"].startswith("python benchmarks/compare_pytorch.py --pairs 3 --batch-sizes 128")
+    assert found["environment"]["command"].startswith(
+        "python benchmarks/compare_pytorch.py --pairs 3 --batch-sizes 128"
+    )
     settings = [(case["precision"], case["batch_size"], case["steps"]) for case in found["cases"]]
     assert settings == [("float32", 128, 2), ("float32", 512, 2), ("bfloat16", 128, 2), ("bfloat16", 512, 2)]
     for case in found["cases"]:

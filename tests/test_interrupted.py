@@ -218,18 +218,14 @@ SKIP = replace(LAST, skip_nonfinite=3)
 def bad_steps(monkeypatch):
     """A set of steps (counted over the run) that are given a learning rate that is not finite."""
     steps: set[int] = set()
-    hypers_of_epoch = jaxresnet.train._hypers_of_epoch
 
-    def hypers(optim, steps_per_epoch, num_epochs):
-        def of_epoch(epoch):
-            made = hypers_of_epoch(optim, steps_per_epoch, num_epochs)(epoch)
-            rates = np.array(made.learning_rate)
-            rates[[s - epoch * steps_per_epoch for s in steps if s // steps_per_epoch == epoch]] = np.inf
-            return made._replace(learning_rate=rates)
+    def hypers(optim, steps_per_epoch, num_epochs, epoch):
+        made = epoch_hypers(optim, steps_per_epoch, num_epochs, epoch)
+        rates = np.array(made.learning_rate)
+        rates[[s - epoch * steps_per_epoch for s in steps if s // steps_per_epoch == epoch]] = np.inf
+        return made._replace(learning_rate=rates)
 
-        return of_epoch
-
-    monkeypatch.setattr(jaxresnet.train, "_hypers_of_epoch", hypers)
+    monkeypatch.setattr(jaxresnet.train, "epoch_hypers", hypers)
     return steps
 
 
