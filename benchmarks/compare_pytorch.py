@@ -46,7 +46,7 @@ from jaxresnet.results import write_json
 
 RIVALS = {"cpu": ["eager", "compile"], "cuda": ["eager", "compile", "graphs"]}  # those that run unless others are named
 ALL_RIVALS = ["eager", "compile", "graphs", "max-autotune"]
-PRECISIONS: tuple[str, ...] = typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"])
+PRECISIONS = [p for p in typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"]) if p != "auto"]
 # Before a turn on a CPU, seconds: threads of the one before may spin so long before they sleep.
 PAUSE = {"cpu": 0.3, "cuda": 0.0}
 STEPS = 2  # of a turn on a CPU, where they take seconds

@@ -16,6 +16,7 @@ from jaxresnet.exits import exit_status, stop_on_signal
 from jaxresnet.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
 from jaxresnet.measurement import measurement_path
 from jaxresnet.options import Options, parse
+from jaxresnet.precision import resolved
 from jaxresnet.processes import distributed, from_main, is_main, several, together
 from jaxresnet.progress import PlannedRun, Progress, duration
 from jaxresnet.published import SOURCE, published_run
@@ -114,6 +115,8 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
     import jax
 
     check_spread(options.devices)
+    device = jax.devices()[0]
+    planned = [one._replace(arms={arm: resolved(c, device) for arm, c in one.arms.items()}) for one in planned]
     data = together(lambda: _load_data(options, planned))
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
@@ -272,7 +275,7 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
     import jax.numpy as jnp
 
     size = 1024 if jax.devices()[0].platform == "cpu" else 8192
-    a = jnp.ones((size, size), options.config.model.precision)
+    a = jnp.ones((size, size), resolved(options.config, jax.devices()[0]).model.precision)
     product = jax.jit(jnp.matmul)
     times = []
     for _ in range(6):  # the best of them: other programs can only slow it down

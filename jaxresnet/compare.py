@@ -14,6 +14,7 @@ from jaxresnet.dataset import Dataset, fingerprint
 from jaxresnet.environment import environment
 from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError, printable
 from jaxresnet.lock import lock
+from jaxresnet.precision import resolved
 from jaxresnet.processes import check_same, from_main, on_main, several
 from jaxresnet.report import Report, render
 from jaxresnet.results import (
@@ -100,6 +101,7 @@ def compare(
     check_spread(spread)
     devices = tuple(jax.devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
+    arms = {arm: resolved(config, devices[0]) for arm, config in arms.items()}
     check_comparison(arms, seeds, data, teams[0])
     out = Path(out)
 

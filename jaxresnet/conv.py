@@ -14,7 +14,7 @@ The forward pass and the gradient of the images stay XLA's own.
 Loops (`lax.scan`, `lax.while_loop`) are avoided: inside them XLA on CPU falls back to a naive convolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,8 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxresnet.conv_amx import applies, conv_amx, has_amx
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
+Backend = Literal["cpu", "amx", "other"]
 
 # Without this XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory.
 CPU_COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -38,24 +41,28 @@ def conv2d(
     strides: Pair = (1, 1),
     padding: Padding = ((0, 0), (0, 0)),
     *,
-    backend: Literal["cpu", "other"] = "other",
+    backend: Backend = "other",
 ) -> jax.Array:
     """Cross-correlate `images` [N, H, W, C] with `kernel` [kh, kw, C, O]; returns [N, Ho, Wo, O] in images' dtype.
 
     `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
-    `backend` "cpu" takes the weight gradient of this module (computed in float32 whatever the dtype), "other" leaves
-    all passes to XLA. It is an argument because the choice is made while tracing, before devices are known. Both give
+    `backend` "cpu" takes the weight gradient of this module, computed in float32 whatever the dtype; "amx" takes the
+    products of bfloat16 matrices of `conv_amx` where they are worth it, and else what "cpu" takes; "other" leaves all
+    passes to XLA. It is an argument because the choice is made while tracing, before devices are known. All give
     the same numbers up to float32 rounding. On CPU compile the whole training step with `CPU_COMPILER_OPTIONS`:
     `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the memory.
     """
     images, padding = _without_wide_padding(images, kernel.shape[:2], padding)
     if backend == "other":
         return _xla_conv(images, kernel, strides, padding)
+    products = backend == "amx" and applies(images, kernel, strides)
+    dtype = images.dtype if products else jnp.dtype(jnp.float32)
     # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
     # XLA removes the added zeros.
-    images32 = images.astype(jnp.float32) + _empty_sum(kernel)
-    kernel32 = kernel.astype(jnp.float32) + _empty_sum(images)
-    return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
+    varying = images.astype(dtype) + _empty_sum(kernel, dtype), kernel.astype(dtype) + _empty_sum(images, dtype)
+    if products:
+        return conv_amx(*varying, strides[0], padding)
+    return _conv_cpu(*varying, strides, padding).astype(images.dtype)
 
 
 def conv_cpu(
@@ -67,6 +74,7 @@ def conv_cpu(
     lhs_dilation: Sequence[int] = (1, 1),
     rhs_dilation: Sequence[int] = (1, 1),
     feature_group_count: int = 1,
+    backend: Backend = "cpu",
     **_: Any,
 ) -> jax.Array:
     """`conv2d` for CPU with the arguments of `lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`.
@@ -78,7 +86,15 @@ def conv_cpu(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
-    return conv2d(images, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), backend="cpu")
+    return conv2d(images, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), backend=backend)
+
+
+def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
+    """What stands for `lax.conv_general_dilated` on a platform ("cpu", "gpu", "tpu"; None for any), for activations of
+    `dtype`."""
+    if platform != "cpu":
+        return lax.conv_general_dilated
+    return partial(conv_cpu, backend="amx" if dtype == jnp.bfloat16 and has_amx() else "cpu")
 
 
 def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:
@@ -97,9 +113,9 @@ def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padd
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _empty_sum(array: jax.Array) -> jax.Array:
+def _empty_sum(array: jax.Array, dtype: Any) -> jax.Array:
     """A zero that varies over the devices as `array` does."""
-    return lax.stop_gradient(array[:0]).sum(dtype=jnp.float32)
+    return lax.stop_gradient(array[:0]).sum(dtype=dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -16,7 +16,7 @@ from jax import Array
 
 from jaxresnet.batch_norm import at_least_float32, batch_norm
 from jaxresnet.config import ModelConfig
-from jaxresnet.conv import conv_cpu
+from jaxresnet.conv import conv_for
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_DECAY = 0.9  # PyTorch's momentum of 0.1 is the weight of the new value, 1 - decay
@@ -114,7 +114,7 @@ def conv(in_features: int, features: int, kernel: int, stride: int, context: Con
         use_bias=False,
         dtype=context.dtype,
         kernel_init=INITIALIZERS[context.initializer].kernel,
-        conv_general_dilated=conv_cpu if context.platform == "cpu" else jax.lax.conv_general_dilated,
+        conv_general_dilated=conv_for(context.platform, context.dtype),
         rngs=context.rngs,
     )
 
@@ -144,13 +144,14 @@ class ResNet(nnx.Module):
     """A 3x3 stem, stages of basic blocks (every stage but the first halves the map and doubles the channels),
     an average pool over what is left, and one linear layer.
 
-    axis_name, platform: see `Context`.
+    axis_name, platform: see `Context`. precision "auto" is float32 here: only a run knows its devices.
     """
 
     def __init__(
         self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None, platform: str | None = None
     ):
-        context = Context(rngs, jnp.dtype(config.precision), axis_name, platform, config.initializer)
+        self.dtype = jnp.dtype("float32" if config.precision == "auto" else config.precision)
+        context = Context(rngs, self.dtype, axis_name, platform, config.initializer)
         self.config = config
         self.conv1 = conv(3, config.width, 3, 1, context)
         self.bn1 = BatchNorm(config.width, axis_name)
@@ -175,7 +176,7 @@ class ResNet(nnx.Module):
         Raises ConfigError when config.pool_size does not fit the last feature map.
         """
         self.config.check_pool(images.shape[1])
-        x = images.astype(self.config.precision)
+        x = images.astype(self.dtype)
         x = jax.nn.relu(self.bn1(self.conv1(x), train))
         for blocks in self.stages:
             for block in blocks:
@@ -206,7 +207,7 @@ class Model(NamedTuple):
 
 def build_model(config: ModelConfig, axis_name: str | None = None, platform: str | None = None) -> Model:
     """See `Model`. axis_name: the mapped axis that batch statistics are averaged over, None for one device.
-    platform: "cpu" where it will run there, for a faster weight gradient; the numbers are the same to rounding."""
+    platform: "cpu" where it will run there, for faster convolutions; the numbers are the same to rounding."""
 
     def build(rngs: nnx.Rngs) -> ResNet:
         return ResNet(config, rngs=rngs, axis_name=axis_name, platform=platform)

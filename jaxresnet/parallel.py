@@ -22,6 +22,7 @@ from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers, per_step
+from jaxresnet.precision import resolved
 from jaxresnet.state import TrainState
 from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
 
@@ -221,6 +222,7 @@ def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Devic
     """The engine for a run. Runs that differ only in seed, length, schedule and the optimiser's numbers share one, and
     so share its compiled programs."""
     devices = tuple(jax.devices() if devices is None else devices)
+    config = resolved(config, devices[0])
     # Evaluation batches that divide over the devices: their size has no effect on the result.
     rounded = -(-config.eval_batch_size // len(devices)) * len(devices)
     return _cached_engine(replace(_without_numbers(config), eval_batch_size=rounded), num_train, devices)

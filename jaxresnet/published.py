@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxresnet.config import OptimConfig, TrainConfig
+from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 
 SOURCE = "ResNet-18 on CIFAR-10 with less than 5 million parameters, PyTorch notebooks, November 2022, one seed"
 
@@ -32,6 +32,7 @@ class Published(NamedTuple):
 def _as_published(batch_size: int, num_epochs: int, **optim: Any) -> TrainConfig:
     defaults = {"schedule": "cosine", "schedule_unit": "epoch", "schedule_length": 50_000 // batch_size}
     return TrainConfig(
+        model=ModelConfig(precision="float32"),
         optim=OptimConfig(**{**defaults, **optim}),
         num_epochs=num_epochs,
         batch_size=batch_size,
@@ -75,9 +76,12 @@ def intended(config: TrainConfig) -> TrainConfig:
     """A published run as it was meant: the schedule moves every step over the run's own length, slow weights are
     scored, and 5,000 training images are held out to choose the epoch on. The test set is scored every epoch too, to
     show what choosing on it would have been worth, but chooses nothing. OneCycle's b1 moves with its rate, from 0.95
-    to 0.85 and back."""
+    to 0.85 and back. The arithmetic is what suits the device, where the published run's is float32."""
     optim = replace(config.optim, schedule_unit="step", schedule_length=None)
-    return replace(config, optim=optim, val_size=5000, selection="val", test_every_epoch=True, eval_weights="slow")
+    model = replace(config.model, precision="auto")
+    return replace(
+        config, model=model, optim=optim, val_size=5000, selection="val", test_every_epoch=True, eval_weights="slow"
+    )
 
 
 def published_run(config: TrainConfig) -> tuple[str, Published] | None:

@@ -20,6 +20,7 @@ from jaxresnet.lock import lock
 from jaxresnet.metrics import TrainTotals, averages
 from jaxresnet.optim import epoch_hypers
 from jaxresnet.parallel import Engine, make_engine, replicate
+from jaxresnet.precision import resolved
 from jaxresnet.processes import from_main, on_main
 from jaxresnet.resume import resume
 from jaxresnet.shared_run import agreed, check_copies, check_processes, open_checkpoints
@@ -69,7 +70,8 @@ def fit(
 ) -> Result:
     """Train one run, or continue it where its checkpoint in `workdir` stands.
 
-    config: the run. data: uint8 images (N, 32, 32, 3), int32 labels (N,).
+    config: the run; where its precision is "auto", the run's record says what that is here.
+    data: uint8 images (N, 32, 32, 3), int32 labels (N,).
     workdir: keeps the last two checkpoints and the best; None keeps nothing on disk. On CPU there is one after every
     epoch, on accelerators after the first, the last, and so often that they cost a twentieth of the time. Where the
     last is damaged, the one before it is used, with a warning.
@@ -87,6 +89,7 @@ def fit(
     """
     train, val = run_splits(config, data)
     engine = make_engine(config, train.num_examples, devices)
+    config = resolved(config, engine.devices[0])
     check_processes(config, data, engine.devices)
     if should_stop is not None:
         should_stop = agreed(should_stop)

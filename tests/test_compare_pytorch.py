@@ -257,7 +257,7 @@ def test_flags_that_cannot_be_are_refused(flags, said, capsys):
 
 
 def test_a_gpu_s_cases_are_whole_epochs_and_all_the_library_s_precisions_can_be_asked_for(monkeypatch):
-    known = typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"])
+    known = [p for p in typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"]) if p != "auto"]
     args = compare_pytorch.arguments(["--device", "cuda", "--precisions", *known, "--batch-sizes", "512", "1024"])
     assert args.precisions == list(known) and args.rivals == ["eager", "compile", "graphs"]
     case = compare_pytorch.make_case(args, "bfloat16", 512)

@@ -42,7 +42,7 @@ INVALID = [
     (ModelConfig, {"pool_size": 1025}, "at most 1,024"),
     (ModelConfig, {"num_classes": 1}, "a whole number, 2 or more"),
     (ModelConfig, {"num_classes": 2**16 + 1}, "at most 65,536"),
-    (ModelConfig, {"precision": "float16"}, "one of 'float32', 'bfloat16'"),
+    (ModelConfig, {"precision": "float16"}, "one of 'auto', 'float32', 'bfloat16'"),
     (ModelConfig, {"initializer": "lecunn"}, "one of 'pytorch', 'he', 'lecun' (did you mean 'lecun'?)"),
     (AugmentConfig, {"crop_padding": -1}, "a whole number, 0 or more"),
     (AugmentConfig, {"crop_padding": 32}, "a whole number, 0 or more and at most 31"),

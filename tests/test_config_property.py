@@ -61,7 +61,7 @@ FIELDS: dict[str, st.SearchStrategy] = {
     "shortcut_kernel": st.sampled_from([1, 2, 3]),
     "pool_size": st.none(),
     "num_classes": st.integers(2, 12),
-    "precision": st.sampled_from(["float32", "bfloat16"]),
+    "precision": st.sampled_from(["auto", "float32", "bfloat16"]),
     "initializer": st.sampled_from(["pytorch", "he", "lecun"]),
     "crop_padding": st.integers(0, 31),
     "pad_mode": st.sampled_from(["zero", "reflect"]),

@@ -16,11 +16,11 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
-    ["compilation", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
+    ["errors", "conv_amx", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
+    ["conv", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
     [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
-        *("evaluation_file", "cifar10_files", "splits", "processes"),
+        *("evaluation_file", "cifar10_files", "splits", "processes", "compilation", "precision"),
     ],
     [
         *("state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache"),

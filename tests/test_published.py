@@ -46,7 +46,7 @@ def test_as_published(name):
     assert (optim.b2, optim.eps) == (0.999, 1e-8)
     assert optim.weight_decay == (5e-4 if optim.optimizer == "sgd" else 0)
     assert optim.momentum == 0.9 and not optim.nesterov
-    assert config.model == ModelConfig() and config.augment == AugmentConfig()
+    assert config.model == ModelConfig(precision="float32") and config.augment == AugmentConfig()
     assert (config.val_size, config.selection, config.eval_weights) == (0, "test", "fast")
     assert config.train_size is None and config.test_every_epoch
 
@@ -78,7 +78,8 @@ def test_intended_changes_the_protocol_and_nothing_else(name):
     assert (meant.val_size, meant.selection, meant.eval_weights, meant.test_every_epoch) == (5000, "val", "slow", True)
     optim = replace(meant.optim, schedule_unit="epoch", schedule_length=config.optim.schedule_length)
     assert optim == config.optim
-    same = {f.name for f in fields(TrainConfig)} - {"optim", "val_size", "selection", "eval_weights"}
+    assert meant.model == replace(config.model, precision="auto")
+    same = {f.name for f in fields(TrainConfig)} - {"model", "optim", "val_size", "selection", "eval_weights"}
     for field in same - {"test_every_epoch"}:
         assert getattr(meant, field) == getattr(config, field)
 

@@ -18,7 +18,7 @@ from jaxresnet.dataset import Dataset, Split, split_validation
 from jaxresnet.model import build_model
 from jaxresnet.state import TrainState, eval_variables
 
-MODEL = ModelConfig(stage_sizes=(1,), width=4, pool_size=32)
+MODEL = ModelConfig(stage_sizes=(1,), width=4, pool_size=32, precision="float32")
 
 # Of `tiny_data`'s 300 training images: 256 to train on, 4 steps an epoch. Synchronises at steps 5 and 10 of 12.
 RUN = TrainConfig(model=MODEL, num_epochs=3, batch_size=64, eval_batch_size=100, val_size=44)

@@ -1,0 +1,204 @@
+"""The convolution as products of bfloat16 matrices: each pass against XLA's in float32 on the same numbers. It is the
+same arithmetic with and without AMX, which only makes it fast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxresnet import ModelConfig, build_model, conv_amx
+from jaxresnet.conv import conv2d, conv_for
+from jaxresnet.conv_amx import Taps, forward, gradients, has_amx
+
+TOLERANCE = 1e-5
+PAD1 = ((1, 1), (1, 1))
+
+
+def numbers(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    assert actual.shape == expected.shape
+    actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
+    assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def assert_passes_are_xlas(images, kernel, stride, padding):
+    def in_float32(images, kernel):
+        labels = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=labels)
+
+    expected, pull = jax.vjp(in_float32, *(a.astype(jnp.float32) for a in (images, kernel)))
+    doutput = numbers(2, *expected.shape)
+    output = jax.jit(forward, static_argnums=(2, 3))(images, kernel, stride, padding)
+    found = jax.jit(gradients, static_argnums=(3, 4))(images, kernel, doutput, stride, padding)
+    assert {a.dtype for a in (output, *found)} == {jnp.dtype(jnp.float32)}
+    for actual, wanted in zip((output, *found), (expected, *pull(doutput.astype(jnp.float32))), strict=True):
+        assert_close(actual, wanted)
+
+
+# The network's own layers, at a few images: of the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
+LAYERS = [
+    *[(32 // 2**i, 64 * 2**i, 64 * 2**i, 3, 1, PAD1) for i in range(4)],
+    *[(32 // 2**i, 64 * 2**i, 128 * 2**i, 3, 2, PAD1) for i in range(3)],
+    (16, 128, 256, 1, 2, ((0, 0), (0, 0))),
+    (16, 128, 256, 2, 2, ((0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize(("side", "channels", "features", "size", "stride", "padding"), LAYERS)
+def test_the_networks_layers(side, channels, features, size, stride, padding):
+    kernel = numbers(1, size, size, channels, features)
+    assert_passes_are_xlas(numbers(0, 2, side, side, channels), kernel, stride, padding)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    sides=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+)
+@example(batch=1, sides=(1, 1), channels=(1, 1), size=(3, 3), stride=2, padding=PAD1)
+@example(batch=1, sides=(3, 3), channels=(2, 3), size=(1, 2), stride=2, padding=((0, 0), (1, 0)))
+def test_any_shape(batch, sides, channels, size, stride, padding):
+    padding = tuple((min(a, k - 1), min(b, k - 1)) for (a, b), k in zip(padding, size, strict=True))
+    images, kernel = numbers(0, batch, *sides, channels[0]), numbers(1, *size, *channels)
+    assert_passes_are_xlas(images, kernel, stride, padding)
+
+
+def test_a_sum_over_many_rows_is_done_in_parts(monkeypatch):
+    monkeypatch.setattr(conv_amx, "_ROWS_OF_A_PART", 16)
+    assert_passes_are_xlas(numbers(0, 2, 8, 8, 5), numbers(1, 3, 3, 5, 7), 1, PAD1)
+
+
+def test_taps_of_a_3x3_kernel_at_stride_2():
+    """Even rows are seen through the kernel's middle row, odd ones through its last and, an output on, its first."""
+    taps = Taps(kernel=3, stride=2, pad=1)
+    assert taps.phases == [0, 1] and taps.first == 0
+    np.testing.assert_array_equal(taps.taps, [[1, 2], [3, 0]])  # 3: there is none
+    assert [tuple(place) for place in taps.places] == [(1, 1), (0, 0), (0, 1)]
+    assert taps.around(length=16, outputs=16) == (0, 1)
+
+
+def test_only_the_phases_that_a_small_kernel_sees():
+    assert Taps(kernel=1, stride=2, pad=0).phases == [0]
+
+
+# -------------------------------------------------------------------------------------------- as the network uses it
+
+
+def test_gradients_of_the_whole_are_those_of_its_passes():
+    images, kernel = numbers(0, 2, 6, 6, 16), numbers(1, 3, 3, 16, 4)
+    doutput = numbers(2, 2, 3, 3, 4)
+    output, pull = jax.vjp(lambda *a: conv2d(*a, (2, 2), PAD1, backend="amx"), images, kernel)
+    assert {a.dtype for a in (output, *pull(doutput))} == {jnp.dtype(jnp.bfloat16)}
+    assert_close(output, forward(images, kernel, 2, PAD1), 4e-3)  # half of bfloat16's last bit
+    for actual, wanted in zip(pull(doutput), gradients(images, kernel, doutput, 2, PAD1), strict=True):
+        assert_close(actual, wanted, 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides", "dtype"),
+    [(3, (1, 1), "bfloat16"), (16, (2, 1), "bfloat16"), (16, (3, 3), "bfloat16"), (16, (1, 1), "float32")],
+    ids=["few channels", "strides that differ", "stride 3", "float32"],
+)
+def test_what_it_does_not_take_is_computed_in_float32(channels, strides, dtype, monkeypatch):
+    monkeypatch.setattr("jaxresnet.conv.conv_amx", None)  # which cannot be called
+    images, kernel = numbers(0, 2, 6, 6, channels).astype(dtype), numbers(1, 3, 3, channels, 4).astype(dtype)
+    ours, xlas = (conv2d(images, kernel, strides, PAD1, backend=backend) for backend in ("amx", "cpu"))
+    np.testing.assert_array_equal(ours, xlas)
+
+
+@pytest.mark.devices(2)
+def test_over_devices_the_gradient_of_the_kernel_is_summed():
+    images, kernel = numbers(0, 4, 6, 6, 16), numbers(1, 3, 3, 16, 4)
+
+    def loss(kernel, images):
+        return conv2d(images, kernel, (1, 1), PAD1, backend="amx").astype(jnp.float32).sum()
+
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
+    specs = (PartitionSpec(), PartitionSpec("devices"))
+
+    def shared(kernel, images):
+        return lax.psum(loss(kernel, images), "devices")
+
+    sharded = jax.shard_map(jax.grad(shared), mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    assert_close(jax.jit(sharded)(kernel, images), jax.jit(jax.grad(loss))(kernel, images), 4e-3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_network_with_it_and_without(train, monkeypatch):
+    """One image, an odd width, a shortcut of 2 pixels: the same logits and gradients as far as bfloat16 goes."""
+    config = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=2, pool_size=16, precision="bfloat16")
+    images, found = numbers(0, 1, 32, 32, 3).astype(jnp.float32), {}
+    for chosen in ("0", "1"):
+        monkeypatch.setenv("JAXRESNET_AMX", chosen)
+        model = build_model(config, platform="cpu")
+        variables = build_model(config).init(jax.random.key(0))
+
+        def loss(params, variables=variables, model=model):
+            logits, _ = model.apply({**variables, "params": params}, images, train)
+            return logits[0, 0], logits
+
+        text = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).as_text()
+        assert ("bf16>, tensor" in text and "dot_general" in text) and ("ui16" in text) == (chosen == "1")
+        found[chosen] = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients_of = {chosen: jnp.concatenate([g.ravel() for g in jax.tree.leaves(found[chosen][0])]) for chosen in found}
+    assert_close(found["1"][1], found["0"][1], 0.03)
+    assert_close(gradients_of["1"], gradients_of["0"], 0.15)
+
+
+# --------------------------------------------------------------------------------------------------- where it is used
+
+INTEL = "processor : 0\nflags\t\t: fpu avx512f amx_bf16 avx512_fp16 amx_tile amx_int8\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "xla_flags", "found"),
+    [
+        (INTEL, "", True),
+        (INTEL.replace("amx_bf16", "avx512_bf16"), "", False),
+        ("CPU part : 0xd40\nFeatures : asimd bf16\n", "", False),
+        (INTEL, "--xla_cpu_max_isa=AVX512 --xla_other", False),
+        (INTEL, "--xla_cpu_max_isa=AVX2 --xla_cpu_max_isa=AMX_FP16", True),
+    ],
+)
+def test_whether_there_is_amx(cpuinfo, xla_flags, found, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(conv_amx, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("JAXRESNET_AMX", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", xla_flags)
+    assert has_amx() == found
+    for chosen, wanted in (("0", False), ("1", True)):
+        monkeypatch.setenv("JAXRESNET_AMX", chosen)
+        assert has_amx() == wanted
+
+
+def test_no_amx_where_the_system_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAXRESNET_AMX", raising=False)
+    monkeypatch.setattr(conv_amx, "CPUINFO", tmp_path / "none")
+    assert not has_amx()
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "amx", "backend"),
+    [
+        ("cpu", jnp.bfloat16, "1", "amx"),
+        ("cpu", jnp.bfloat16, "0", "cpu"),
+        ("cpu", jnp.float32, "1", "cpu"),
+        ("gpu", jnp.bfloat16, "1", None),
+        (None, jnp.bfloat16, "1", None),
+    ],
+)
+def test_which_convolution_a_network_takes(platform, dtype, amx, backend, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    chosen = conv_for(platform, dtype)
+    assert chosen is lax.conv_general_dilated if backend is None else chosen.keywords == {"backend": backend}

@@ -1,0 +1,67 @@
+"""What `precision="auto"` becomes, and that runs and comparisons record it."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import pytest
+from tiny import RUN
+
+from jaxresnet import ModelConfig, TrainConfig, compare, fit, intended, published
+from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.parallel import make_engine
+from jaxresnet.precision import automatic, resolved
+
+ONE = jax.devices()[:1]
+AUTO = replace(RUN, model=replace(RUN.model, precision="auto"), num_epochs=1)
+
+
+def device(platform, **more):
+    return SimpleNamespace(platform=platform, **more)
+
+
+@pytest.mark.parametrize(
+    ("one", "amx", "precision"),
+    [
+        (device("cpu"), "0", "float32"),
+        (device("cpu"), "1", "bfloat16"),
+        (device("gpu", compute_capability="9.0"), "0", "bfloat16"),
+        (device("gpu", compute_capability="8.0"), "0", "bfloat16"),
+        (device("gpu", compute_capability="7.5"), "0", "float32"),
+        (device("gpu", compute_capability="gfx90a"), "0", "bfloat16"),
+        (device("tpu"), "0", "bfloat16"),
+    ],
+    ids=lambda value: str(getattr(value, "__dict__", value)),
+)
+def test_where_bfloat16_is_faster(one, amx, precision, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    assert automatic(one) == precision
+    assert resolved(TrainConfig(), one).model == ModelConfig(precision=precision)
+    for chosen in ("float32", "bfloat16"):
+        config = TrainConfig(model=ModelConfig(precision=chosen))
+        assert resolved(config, one) is config
+
+
+def test_it_is_the_default_but_for_the_published_runs():
+    assert TrainConfig().model.precision == "auto"
+    for run in published.values():
+        assert run.config.model.precision == "float32"
+        assert intended(run.config).model.precision == "auto"
+
+
+@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
+@pytest.mark.parametrize(("amx", "precision"), [("0", "float32"), ("1", "bfloat16")])
+def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_path):
+    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    fit(AUTO, tiny_data, tmp_path / "run", devices=ONE)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.record(checkpoints.last_step())["config"]["model"]["precision"] == precision
+    compare({"arm": AUTO}, (0,), tiny_data, tmp_path / "out", devices=ONE)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["arms"]["arm"]["model"]["precision"] == precision
+
+
+@pytest.mark.skipif(ONE[0].platform != "cpu", reason="there auto is bfloat16")
+def test_it_shares_the_programs_of_what_it_becomes():
+    assert make_engine(AUTO, 256, ONE) is make_engine(RUN, 256, ONE)
