@@ -80,7 +80,7 @@ def set_up(num_devices: int, case: dict[str, Any]) -> Unit:
     data = jr.Dataset(noise(case["images"]), noise(case["batch_size"]), name="noise", synthetic=True)
     stages = tuple(case["stage_sizes"])
     config = jr.TrainConfig(
-        model=jr.ModelConfig(stages, case["width"], pool_size=32 // 2 ** (len(stages) - 1)),
+        model=jr.ModelConfig(stages, case["width"], pool_size=32 // 2 ** (len(stages) - 1), precision="float32"),
         num_epochs=case["epochs"],
         batch_size=case["batch_size"],
         eval_batch_size=case["batch_size"],

@@ -110,11 +110,16 @@ def seconds_of(program: Callable[..., Any], *args: Any) -> float:
     return seconds(lambda: jax.block_until_ready(program(*args)))
 
 
+@jax.jit
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Added up in float32: only so XLA:CPU multiplies bfloat16 as bfloat16."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
 def matmul_flops(precision: str) -> float:
     """Floating-point operations a second of a large square matrix product, best of seven."""
     size = 2048 if jax.devices()[0].platform == "cpu" else 8192
     a = jnp.ones((size, size), precision)
-    product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
     return 2 * size**3 / min(seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(7))
 

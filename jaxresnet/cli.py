@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxresnet.compare import Hooks, RunsFailed, check_comparison, check_folder, compare, pending
+from jaxresnet.compare import Hooks, RunsFailed, as_begun, check_comparison, check_folder, compare, pending
 from jaxresnet.compilation import use_compilation_cache
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
@@ -115,8 +115,7 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
     import jax
 
     check_spread(options.devices)
-    device = jax.devices()[0]
-    planned = [one._replace(arms={arm: resolved(c, device) for arm, c in one.arms.items()}) for one in planned]
+    planned = [one._replace(arms=from_main(partial(as_begun, one.arms, one.out, jax.devices()[0]))) for one in planned]
     data = together(lambda: _load_data(options, planned))
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
@@ -276,7 +275,7 @@ def expected_seconds(runs: Iterable[PlannedRun], options: Options) -> float:
 
     size = 1024 if jax.devices()[0].platform == "cpu" else 8192
     a = jnp.ones((size, size), resolved(options.config, jax.devices()[0]).model.precision)
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))  # else bfloat16 is float32 on a CPU
     times = []
     for _ in range(6):  # the best of them: other programs can only slow it down
         start = time.perf_counter()

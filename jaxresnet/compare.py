@@ -101,7 +101,7 @@ def compare(
     check_spread(spread)
     devices = tuple(jax.devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
-    arms = {arm: resolved(config, devices[0]) for arm, config in arms.items()}
+    arms = from_main(lambda: as_begun(arms, out, devices[0]))
     check_comparison(arms, seeds, data, teams[0])
     out = Path(out)
 
@@ -213,6 +213,20 @@ def check_comparison(
         for seed in seeds:
             replace(config, seed=seed)  # refuses a seed out of range
         check_run(config, data, devices)
+
+
+def as_begun(arms: Mapping[str, TrainConfig], out: str | Path, device: jax.Device) -> dict[str, TrainConfig]:
+    """`arms` with the precision that "auto" stands for: that of the comparison in `out`, where one was begun there,
+    maybe on another device, else that which suits `device`."""
+    begun = read_results(out).config["arms"] if config_path(out).exists() else {}
+
+    def settled(arm: str, config: TrainConfig) -> TrainConfig:
+        precision: Any = with_new_fields(begun[arm])["model"]["precision"] if arm in begun else "auto"
+        if config.model.precision != "auto" or precision == "auto":
+            return resolved(config, device)
+        return replace(config, model=replace(config.model, precision=precision))
+
+    return {arm: settled(arm, config) for arm, config in arms.items()}
 
 
 def check_folder(

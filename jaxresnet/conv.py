@@ -1,4 +1,4 @@
-"""Two-dimensional convolution with a weight gradient that is fast on CPU.
+"""Two-dimensional convolution, with a weight gradient that is fast on CPU; on CPUs with AMX, see `conv_amx`.
 
 XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the
 images and of the output gradient. On a two-core AVX-512 machine this is the slow pass by far, and it gets slower
@@ -29,8 +29,15 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 Backend = Literal["cpu", "amx", "other"]
 
-# Without this XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory.
-CPU_COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# Both measured by benchmarks/xla_options.py, batch 128, float32, two cores with AVX2 (results/xla_options-cpu.json).
+CPU_COMPILER_OPTIONS = {
+    # Otherwise XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory:
+    # 1.4 GB instead of 0.24. Costs a twentieth of the speed.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    # YNN, XLA's library for CPUs, multiplies matrices only. Its convolutions are up to three times as slow as Eigen's,
+    # where the channels are few or the stride is 2. Together with the above 1.3 times as fast as without either.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+}
 
 _WINDOW_BYTES = 8 * 2**20  # windows are made for so many images at a time that they take no more
 
@@ -48,21 +55,21 @@ def conv2d(
     `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
     `backend` "cpu" takes the weight gradient of this module, computed in float32 whatever the dtype; "amx" takes the
     products of bfloat16 matrices of `conv_amx` where they are worth it, and else what "cpu" takes; "other" leaves all
-    passes to XLA. It is an argument because the choice is made while tracing, before devices are known. All give
-    the same numbers up to float32 rounding. On CPU compile the whole training step with `CPU_COMPILER_OPTIONS`:
-    `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the memory.
+    passes to XLA. It is an argument because the choice is made while tracing, before devices are known. All give the
+    same numbers up to the rounding of images' dtype. On CPU compile the whole training step with
+    `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the
+    memory.
     """
     images, padding = _without_wide_padding(images, kernel.shape[:2], padding)
     if backend == "other":
         return _xla_conv(images, kernel, strides, padding)
-    products = backend == "amx" and applies(images, kernel, strides)
-    dtype = images.dtype if products else jnp.dtype(jnp.float32)
     # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
     # XLA removes the added zeros.
-    varying = images.astype(dtype) + _empty_sum(kernel, dtype), kernel.astype(dtype) + _empty_sum(images, dtype)
-    if products:
-        return conv_amx(*varying, strides[0], padding)
-    return _conv_cpu(*varying, strides, padding).astype(images.dtype)
+    kernel32 = kernel.astype(jnp.float32) + _empty_sum(images, jnp.float32)
+    if backend == "amx" and applies(images, kernel, strides):
+        return conv_amx(images + _empty_sum(kernel, images.dtype), kernel32, strides[0], padding)
+    images32 = images.astype(jnp.float32) + _empty_sum(kernel, jnp.float32)
+    return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
 
 
 def conv_cpu(
@@ -79,7 +86,7 @@ def conv_cpu(
 ) -> jax.Array:
     """`conv2d` for CPU with the arguments of `lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`.
 
-    `padding` may be "SAME" or "VALID". Raises NotImplementedError for dilation and groups.
+    `padding` may be "SAME" or "VALID". backend: see `conv2d`. Raises NotImplementedError for dilation and groups.
     """
     if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
         raise NotImplementedError("the CPU convolution has no dilation and no groups: use lax.conv_general_dilated")

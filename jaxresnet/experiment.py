@@ -62,7 +62,8 @@ class Experiment(NamedTuple):
         """
         arms = dict(self.comparisons[comparison])
         if protocol == "intended":
-            arms = {name: self.as_intended(name, config) for name, config in arms.items()}
+            # In the arithmetic that suits the device, where the published runs are float32.
+            arms = {n: with_fields(self.as_intended(n, config), {"precision": "auto"}) for n, config in arms.items()}
         if demo:
             arms = {name: as_demo(config) for name, config in arms.items()}
         for name in fields or {}:

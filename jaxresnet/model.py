@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax import Array
 
 from jaxresnet.batch_norm import at_least_float32, batch_norm
@@ -87,7 +88,7 @@ class BatchNorm(nnx.Module):
 
 class Context(NamedTuple):
     """What every layer of a network needs to know. axis_name: the mapped axis to synchronise batch statistics over,
-    None for one device. platform: where it will run; on "cpu" convolutions take the faster weight gradient.
+    None for one device. platform: where it will run; on "cpu" convolutions are those of `conv`.
     initializer: a key of `INITIALIZERS`."""
 
     rngs: nnx.Rngs
@@ -95,6 +96,12 @@ class Context(NamedTuple):
     axis_name: str | None
     platform: str | None
     initializer: str = "pytorch"
+
+
+def _promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """What `nnx.Conv` does to (images, kernel, bias), but that it leaves the kernel as it is."""
+    images, kernel, bias = arrays
+    return images.astype(dtype), kernel, bias
 
 
 def conv(in_features: int, features: int, kernel: int, stride: int, context: Context) -> nnx.Conv:
@@ -115,6 +122,8 @@ def conv(in_features: int, features: int, kernel: int, stride: int, context: Con
         dtype=context.dtype,
         kernel_init=INITIALIZERS[context.initializer].kernel,
         conv_general_dilated=conv_for(context.platform, context.dtype),
+        # The convolutions for CPU round the kernel themselves, where they do, and keep its gradient in float32.
+        promote_dtype=_promote_images if context.platform == "cpu" else promote_dtype,
         rngs=context.rngs,
     )
 
@@ -207,7 +216,8 @@ class Model(NamedTuple):
 
 def build_model(config: ModelConfig, axis_name: str | None = None, platform: str | None = None) -> Model:
     """See `Model`. axis_name: the mapped axis that batch statistics are averaged over, None for one device.
-    platform: "cpu" where it will run there, for faster convolutions; the numbers are the same to rounding."""
+    platform: "cpu" where it will run there, for faster convolutions; the numbers are the same to rounding, in
+    bfloat16 to its rounding."""
 
     def build(rngs: nnx.Rngs) -> ResNet:
         return ResNet(config, rngs=rngs, axis_name=axis_name, platform=platform)

@@ -95,12 +95,17 @@ class Program:
 
     def _compile(self, *args: Any) -> Callable[..., Any]:
         lowered = self._mapped.lower(*args)
-        try:
-            return lowered.compile(compiler_options(self._devices[0].platform))
-        except jax.errors.JaxRuntimeError as e:
-            if "No such compile option" not in str(e):
-                raise
-            return lowered.compile()  # this version of XLA does not know one, without which it runs as well
+        options = dict(compiler_options(self._devices[0].platform))
+        while True:
+            try:
+                return lowered.compile(options)
+            except jax.errors.JaxRuntimeError as e:
+                # This version of XLA may not know an option, without which the program runs as well.
+                unknown = [name for name in options if name in str(e)]
+                if "No such compile option" not in str(e) or not unknown:
+                    raise
+                for name in unknown:
+                    del options[name]
 
 
 class Engine:

@@ -108,7 +108,7 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
         raise DataError(f"images: expected uint8 of shape (N, 32, 32, 3), found {images.dtype} of {images.shape}")
     config, variables, *_ = load_variables(checkpoint_dir)
-    model = build_model(config.model)
+    model = build_model(config.model, platform=jax.default_backend())
 
     @jax.jit
     def probabilities(batch: jax.Array) -> jax.Array:

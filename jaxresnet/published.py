@@ -76,12 +76,9 @@ def intended(config: TrainConfig) -> TrainConfig:
     """A published run as it was meant: the schedule moves every step over the run's own length, slow weights are
     scored, and 5,000 training images are held out to choose the epoch on. The test set is scored every epoch too, to
     show what choosing on it would have been worth, but chooses nothing. OneCycle's b1 moves with its rate, from 0.95
-    to 0.85 and back. The arithmetic is what suits the device, where the published run's is float32."""
+    to 0.85 and back."""
     optim = replace(config.optim, schedule_unit="step", schedule_length=None)
-    model = replace(config.model, precision="auto")
-    return replace(
-        config, model=model, optim=optim, val_size=5000, selection="val", test_every_epoch=True, eval_weights="slow"
-    )
+    return replace(config, optim=optim, val_size=5000, selection="val", test_every_epoch=True, eval_weights="slow")
 
 
 def published_run(config: TrainConfig) -> tuple[str, Published] | None:

@@ -118,10 +118,16 @@ def test_options_belong_to_their_backend(monkeypatch):
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    options = {DEVICES[0].platform: {"xla_of_another_version": "1"}}
+    """And only that one."""
+    options = {DEVICES[0].platform: {"xla_of_another_version": "1", "xla_embed_ir_in_executable": True}}
     monkeypatch.setattr(jaxresnet.compilation, "COMPILER_OPTIONS", options)
+    asked, compile_it = [], jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda self, options: asked.append(dict(options)) or compile_it(self, options)
+    )
     program = Program(lambda x, rank: x + rank, 1, tuple(DEVICES[:1]))
     assert float(program(np.float32(1))) == 1
+    assert [len(options) for options in asked] == [2, 1] and "xla_embed_ir_in_executable" in asked[-1]
 
 
 # ------------------------------------------------------------------------------------------------- the cache on disk

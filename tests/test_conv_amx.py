@@ -1,6 +1,9 @@
 """The convolution as products of bfloat16 matrices: each pass against XLA's in float32 on the same numbers. It is the
 same arithmetic with and without AMX, which only makes it fast."""
 
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
+from tiny import PARTIAL, STEADY_PARTIAL
 
-from jaxresnet import ModelConfig, build_model, conv_amx
-from jaxresnet.conv import conv2d, conv_for
+from jaxresnet import ModelConfig, build_model, conv_amx, fit
+from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d, conv_for
 from jaxresnet.conv_amx import Taps, forward, gradients, has_amx
 
 TOLERANCE = 1e-5
@@ -139,21 +143,63 @@ def test_a_network_with_it_and_without(train, monkeypatch):
     """One image, an odd width, a shortcut of 2 pixels: the same logits and gradients as far as bfloat16 goes."""
     config = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=2, pool_size=16, precision="bfloat16")
     images, found = numbers(0, 1, 32, 32, 3).astype(jnp.float32), {}
-    for chosen in ("0", "1"):
-        monkeypatch.setenv("JAXRESNET_AMX", chosen)
+    variables = build_model(config).init(jax.random.key(0))
+    for amx in ("0", "1"):
+        monkeypatch.setenv("JAXRESNET_AMX", amx)
         model = build_model(config, platform="cpu")
-        variables = build_model(config).init(jax.random.key(0))
 
-        def loss(params, variables=variables, model=model):
+        def loss(params, model=model):
             logits, _ = model.apply({**variables, "params": params}, images, train)
             return logits[0, 0], logits
 
-        text = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).as_text()
-        assert ("bf16>, tensor" in text and "dot_general" in text) and ("ui16" in text) == (chosen == "1")
-        found[chosen] = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    gradients_of = {chosen: jnp.concatenate([g.ravel() for g in jax.tree.leaves(found[chosen][0])]) for chosen in found}
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        assert ("ui16" in step.lower(variables["params"]).as_text()) == (amx == "1")
+        found[amx] = step(variables["params"])
     assert_close(found["1"][1], found["0"][1], 0.03)
-    assert_close(gradients_of["1"], gradients_of["0"], 0.15)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["1"][0])} == {jnp.dtype(jnp.float32)}
+    for ours, xlas in zip(*(jax.tree.leaves(found[amx][0]) for amx in ("1", "0")), strict=True):
+        assert_close(ours, xlas, 0.2)
+
+
+def test_training_on_one_device_and_on_two(monkeypatch, tiny_data):
+    """And the smaller last batch, and evaluation. Without AMX the loss is another, but not by much."""
+    model = replace(PARTIAL.model, width=16, precision="bfloat16")
+    losses = {}
+    for amx, count in (("1", 1), ("1", 2), ("0", 1)):
+        if count > jax.device_count():
+            continue
+        monkeypatch.setenv("JAXRESNET_AMX", amx)
+        config = replace(STEADY_PARTIAL, model=model, num_epochs=1, eval_batch_size=50 if amx == "1" else 20)
+        row = fit(config, tiny_data, devices=jax.devices()[:count]).history[0]
+        losses[amx, count] = [row["train_loss"], row["val_loss"]]
+    assert losses["1", 1] == pytest.approx(losses.get(("1", 2), losses["1", 1]), rel=5e-3)
+    assert losses["1", 1] == pytest.approx(losses["0", 1], rel=2e-2) and losses["1", 1] != losses["0", 1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="is for CPUs")
+def test_what_xla_makes_of_it(stride):
+    """What makes it fast on AMX is seen without: see the module's docstring."""
+    images, kernel = numbers(0, 8, 16, 16, 32), numbers(1, 3, 3, 32, 64)
+    doutput = numbers(2, 8, 16 // stride, 16 // stride, 64)
+
+    def passes(images, kernel, doutput):
+        output, pull = jax.vjp(lambda *a: conv_amx.conv_amx(*a, stride, PAD1), images, kernel)
+        return output, pull(doutput)
+
+    text = jax.jit(passes, compiler_options=CPU_COMPILER_OPTIONS).lower(images, kernel, doutput).as_text()
+    dots = re.findall(r"stablehlo.dot_general .*", text)
+    assert len(dots) == 3 + (3 + 3 if stride == 1 else 2 + 2)
+    for dot in dots:
+        assert "contracting_dims = [1] x [0]" in dot and re.search(
+            r"xbf16>, tensor<\S+xbf16>\) -> tensor<\S+xf32>", dot
+        )
+    compiled = jax.jit(passes, compiler_options=CPU_COMPILER_OPTIONS).lower(images, kernel, doutput).compile().as_text()
+    windows = re.findall(r"= (\w+)\[(\d+),(\d+)\]\S* gather\(", compiled)
+    assert len(windows) == (6 if stride == 1 else 5) and {dtype for dtype, *_ in windows} == {"u16"}
+    moved = re.findall(r"= f32\[([\d,]+)\]\S* (?:pad|slice|transpose|concatenate|gather|reverse)\(", compiled)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in moved]
+    assert all(size <= 9 * 32 * 64 for size in sizes), "nothing in float32 but the kernel's gradient"
 
 
 # --------------------------------------------------------------------------------------------------- where it is used

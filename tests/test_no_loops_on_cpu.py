@@ -40,17 +40,20 @@ def products(fn, *args):
 def test_no_program_of_a_run_has_a_product_in_a_loop(amx, precision, monkeypatch, tiny_data):
     monkeypatch.setenv("JAXRESNET_AMX", amx)
     config = replace(CONFIG, model=replace(CONFIG.model, precision=precision))
-    seen = []
+    seen, seen_gathers = [], False
     compile_it = Program._compile
 
     def noted(program, *args):
+        nonlocal seen_gathers
         seen.append(products(program._mapped, *args))
+        seen_gathers |= "bitcast_convert_type[new_dtype=uint16]" in str(jax.make_jaxpr(program._mapped)(*args))
         return compile_it(program, *args)
 
     monkeypatch.setattr(Program, "_compile", noted)
     fit(config, tiny_data, devices=jax.devices()[:1])
     assert len(seen) == 4, "two sizes of a training step, and evaluation of two data sets"
     assert all(one[False] >= 5 and not one[True] for one in seen), seen
+    assert seen_gathers == (amx == "1"), "the convolutions that are meant"
 
 
 def test_the_epoch_of_an_accelerator_has_them():

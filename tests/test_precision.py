@@ -8,8 +8,9 @@ import jax
 import pytest
 from tiny import RUN
 
-from jaxresnet import ModelConfig, TrainConfig, compare, fit, intended, published
+from jaxresnet import Experiment, ModelConfig, TrainConfig, compare, fit, published
 from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.errors import ResultsError
 from jaxresnet.parallel import make_engine
 from jaxresnet.precision import automatic, resolved
 
@@ -47,7 +48,10 @@ def test_it_is_the_default_but_for_the_published_runs():
     assert TrainConfig().model.precision == "auto"
     for run in published.values():
         assert run.config.model.precision == "float32"
-        assert intended(run.config).model.precision == "auto"
+        arms = {"A": run.config}
+        experiment = Experiment("", {"x": arms})
+        for protocol, precision in (("published", "float32"), ("intended", "auto")):
+            assert experiment.arms("x", protocol)["A"].model.precision == precision
 
 
 @pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
@@ -60,6 +64,23 @@ def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_p
     compare({"arm": AUTO}, (0,), tiny_data, tmp_path / "out", devices=ONE)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["arms"]["arm"]["model"]["precision"] == precision
+
+
+@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
+@pytest.mark.parametrize("began", ["0", "1"])
+def test_a_comparison_goes_on_in_the_precision_it_was_begun_in(began, monkeypatch, tiny_data, tmp_path):
+    """On another device it may be another that suits it."""
+    monkeypatch.setenv("JAXRESNET_AMX", began)
+    compare({"arm": AUTO}, (0,), tiny_data, tmp_path, devices=ONE)
+    before = json.loads((tmp_path / "config.json").read_text())["arms"]
+    monkeypatch.setenv("JAXRESNET_AMX", str(1 - int(began)))
+    compare({"arm": AUTO}, (0, 1), tiny_data, tmp_path, devices=ONE)
+    assert json.loads((tmp_path / "config.json").read_text())["arms"] == before
+    runs = [json.loads((tmp_path / f"runs/arm-seed{seed}.json").read_text()) for seed in (0, 1)]
+    assert runs[0]["config"]["model"] == runs[1]["config"]["model"] == before["arm"]["model"]
+    other = {"arm": replace(AUTO, model=replace(AUTO.model, precision=("bfloat16", "float32")[int(began)]))}
+    with pytest.raises(ResultsError, match="precision"):
+        compare(other, (0, 1), tiny_data, tmp_path, devices=ONE)
 
 
 @pytest.mark.skipif(ONE[0].platform != "cpu", reason="there auto is bfloat16")
