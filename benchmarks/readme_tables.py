@@ -245,6 +245,52 @@ def sweep_table() -> str:
     return "\n".join(lines)
 
 
+def cpu_profile_table() -> str:
+    """What `benchmarks/profile_step.py` found of a step on a CPU, by kind of operation."""
+    found = json.loads((RESULTS / "profile_step-cpu.json").read_text())
+    lines = ["| | ms a step | share | floor, ms | floor / seen |", "|---" * 5 + "|"]
+    for row in found["kinds"]:
+        if row["share"] < 0.001:
+            continue
+        seconds, floor = row["seconds"], row["floor_seconds"]
+        of_floor = f"{floor / seconds:.0%}" if floor else ""
+        lines.append(f"| {row['kind']} | {1e3 * seconds:.0f} | {row['share']:.1%} | {1e3 * floor:.0f} | {of_floor} |")
+    lines.append(f"| all | {1e3 * found['step_seconds']:.0f} | | {1e3 * found['floor_seconds_operations']:.0f} | |")
+    return "\n".join(lines)
+
+
+def cpu_options_table() -> str:
+    """What `benchmarks/xla_options.py` found on a CPU."""
+    found = json.loads((RESULTS / "xla_options-cpu.json").read_text())
+    lines = ["| options | times as fast as none | range | temporary memory |", "|---|---|---|---|"]
+    lines.append(f"| none | 1 | | {found['none']['temporary_bytes'] / 2**20:.0f} MiB |")
+    for row in found["candidates"]:
+        names = ", ".join(f"`{name}={value}`" for name, value in row["options"].items()) or "none, again"
+        low, high = row["times_as_fast_range"]
+        memory = row["temporary_bytes"] / 2**20
+        lines.append(f"| {names} | {row['times_as_fast']:.2f} | {low:.2f} to {high:.2f} | {memory:.0f} MiB |")
+    return "\n".join(lines)
+
+
+def cpu_pytorch_table() -> str:
+    """What `benchmarks/compare_pytorch.py` found on a CPU."""
+    lines = [
+        "| batch | ours in | ours, images/s | PyTorch | images/s | ours against it | range | memory, ours and its |",
+        "|---" * 8 + "|",
+    ]
+    for case in json.loads((RESULTS / "compare_pytorch-cpu.json").read_text())["cases"]:
+        ours = case["contenders"]["jaxresnet"]
+        for name, against in case["against"].items():
+            theirs = case["contenders"][name]
+            memory = " / ".join(f"{one['peak_memory_bytes'] / 2**30:.1f} GiB" for one in (ours, theirs))
+            low, high = against["range"]
+            lines.append(
+                f"| {case['batch_size']} | {case['precision']} | {ours['images_per_second']:.0f} | {name} "
+                f"| {theirs['images_per_second']:.0f} | {against['speed']:.2f} x | {low:.2f} to {high:.2f} | {memory} |"
+            )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
@@ -253,3 +299,4 @@ if __name__ == "__main__":
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
     print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")
+    print(f"\n{cpu_options_table()}\n\n{cpu_profile_table()}\n\n{cpu_pytorch_table()}")

@@ -59,6 +59,7 @@ def test_round_trip_keeps_every_bit(tmp_path):
     assert_same_bits(saved.totals, totals)
 
 
+@pytest.mark.devices(8)
 def test_a_checkpoint_does_not_know_how_many_devices_wrote_it(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(3, num_devices=8), zero_totals(), RECORD, None)

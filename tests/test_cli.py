@@ -415,6 +415,7 @@ def test_several_experiments_do_not_go_into_the_folder_of_one(run_demo):
     assert code == 2 and "mine: is the folder of one comparison" in err and "epoch 1/1" not in out
 
 
+@pytest.mark.devices(2)
 def test_devices_runs_gives_each_device_a_run(small_demo, monkeypatch, capsys):
     devices = DEVICES[:2]
     monkeypatch.setattr(jax, "devices", lambda: devices)

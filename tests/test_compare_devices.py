@@ -17,6 +17,7 @@ from jaxresnet.errors import ConfigError, StorageError
 from jaxresnet.results import read_results
 from jaxresnet.train import Interrupted
 
+pytestmark = pytest.mark.devices(3)
 COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
 ONE, THREE = jax.devices()[:1], jax.devices()[:3]
 # Batches that three devices can share; the arms differ in numbers alone, so each set of devices compiles once.

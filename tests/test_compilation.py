@@ -39,6 +39,7 @@ def compiled(monkeypatch):
     return devices
 
 
+@pytest.mark.devices(3)
 def test_a_run_on_each_of_three_devices_compiles_once(tiny_data, tmp_path, compiled):
     """And gives the same bits as one after another on the first."""
     seeds = (0, 1, 2)
@@ -50,6 +51,7 @@ def test_a_run_on_each_of_three_devices_compiles_once(tiny_data, tmp_path, compi
         assert run["test_loss"] == alone.summary["test_loss"]
 
 
+@pytest.mark.devices(2)
 def test_a_copy_runs_on_its_own_device(tiny_data, compiled):
     images, labels = tiny_data.train.images[:256], tiny_data.train.labels[:256]
     losses = []

@@ -163,6 +163,7 @@ def test_a_run_that_goes_on_with_another_version_records_both(whole, tiny_data, 
     assert fit(LAST, tiny_data, tmp_path, devices=ONE).summary["earlier_backends"] == earlier
 
 
+@pytest.mark.devices(2)
 def test_another_number_of_devices_is_recorded(tiny_data, tmp_path):
     begin(tiny_data, tmp_path)
     moved = fit(LAST, tiny_data, tmp_path, devices=jax.devices()[:2])

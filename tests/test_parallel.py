@@ -19,6 +19,7 @@ from jaxresnet.state import eval_variables
 from jaxresnet.steps import AXIS
 from jaxresnet.train import Interrupted, fit
 
+pytestmark = pytest.mark.devices(8)
 RESET, PULLBACK = (
     replace(STEADY, optim=replace(STEADY.optim, lookahead_momentum=name)) for name in ("reset", "pullback")
 )

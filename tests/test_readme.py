@@ -159,7 +159,8 @@ def test_every_number_of_the_robustness_page_comes_from_results():
 def test_every_number_of_the_performance_page_comes_from_results():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
     page = (ROOT / "docs" / "performance.md").read_text()
-    for name in ("compiling_table", "gpu_program_table", "sweep_table"):
+    cpu = ("cpu_options_table", "cpu_profile_table", "cpu_pytorch_table")
+    for name in ("compiling_table", "gpu_program_table", "sweep_table", *cpu):
         assert tables[name]() in page, name
 
 

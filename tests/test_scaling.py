@@ -15,6 +15,7 @@ from jaxresnet.optim import epoch_hypers
 from jaxresnet.options import parse
 from jaxresnet.parallel import make_engine
 
+pytestmark = pytest.mark.devices(8)
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
 CONFIG = jr.published["adam_512"].config

@@ -13,6 +13,7 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.parallel import make_engine
 from jaxresnet.shared_run import SharedCheckpoints, agreed, check_copies, check_processes, open_checkpoints
 
+pytestmark = pytest.mark.devices(2)
 DEVICES = tuple(jax.devices()[:2])
 
 

@@ -193,6 +193,7 @@ def test_stopped_at_every_step_equals_uninterrupted(result, tiny_data, tmp_path)
     assert_same_run(resumed, result)
 
 
+@pytest.mark.devices(2)
 def test_a_run_moves_to_another_number_of_devices(result, tiny_data, tmp_path):
     """To rounding only for the rest of it; what was done is taken over bit for bit."""
     with pytest.raises(Interrupted):
