@@ -178,7 +178,8 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(int(args.case[0]), args.case[1], args.pairs)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
+    found = {"environment": environment(), "machine": machine(), "pairs": args.pairs, "cases": rows}
     for precision in args.precisions:
         for batch_size in args.batch_sizes:
             command = [sys.executable, __file__, "--pairs", str(args.pairs), "--case", str(batch_size), precision]
@@ -192,7 +193,6 @@ def main() -> None:
                 flush=True,
             )
             if args.out:
-                found = {"environment": environment(), "machine": machine(), "pairs": args.pairs, "cases": rows}
                 write_json(args.out, found)
 
 
