@@ -6,7 +6,9 @@ import platform
 import threading
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,14 @@ class CompiledOnce:
     """A program that is compiled for the first device that needs it, and copied to others like it.
 
     The same program is compiled anew by JAX for every device it is to run on. With a run on each of eight devices that
-    would be eight times the wait before the first step.
+    would be eight times the wait before the first step. One that was found on disk cannot be copied: where XLA:CPU
+    serialises it a second time, functions are missing from it. Then the others are looked for on disk, too, and
+    compiled where they are not there.
     """
 
     def __init__(self) -> None:
         self._first: tuple[Any, tuple[jax.Device, ...]] | None = None
+        self._from_disk = False
         self._lock = threading.Lock()  # runs on several devices start at the same time
 
     def get(self, devices: tuple[jax.Device, ...], compile_it: Callable[[], Any]) -> Any:
@@ -76,12 +81,29 @@ class CompiledOnce:
                 if first_devices == devices:
                     return compiled
                 try:
-                    return _copy(compiled, first_devices, devices)
+                    if not self._from_disk:
+                        return _copy(compiled, first_devices, devices)
                 except Exception as e:  # private parts of JAX, which may change
                     warnings.warn(f"every device compiles for itself: {type(e).__name__}: {e}", stacklevel=2)
+            found_before = _found_on_disk()[threading.get_ident()]
             compiled = compile_it()
-            self._first = self._first or (compiled, devices)
+            if self._first is None:
+                self._first = compiled, devices
+                self._from_disk = _found_on_disk()[threading.get_ident()] > found_before
             return compiled
+
+
+@cache
+def _found_on_disk() -> Counter:
+    """How many programs each thread has found on disk, counted from the first call on."""
+    found: Counter = Counter()
+
+    def listener(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            found[threading.get_ident()] += 1
+
+    jax.monitoring.register_event_listener(listener)
+    return found
 
 
 def _copy(compiled: Any, devices: tuple[jax.Device, ...], to: tuple[jax.Device, ...]) -> Any:

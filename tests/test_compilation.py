@@ -14,7 +14,6 @@ from tiny import RUN, contents
 import jaxresnet.compilation
 from jaxresnet.compare import compare
 from jaxresnet.compilation import CompiledOnce, compiler_options, use_compilation_cache
-from jaxresnet.config import ModelConfig
 from jaxresnet.optim import hypers_of
 from jaxresnet.parallel import Program, make_engine, replicate
 from jaxresnet.published import published
@@ -22,7 +21,7 @@ from jaxresnet.train import fit
 
 DEVICES = jax.devices()
 # Like no other test's, so that nothing of it is compiled yet.
-UNSEEN = replace(RUN, model=ModelConfig(stage_sizes=(1,), width=3, pool_size=32))
+UNSEEN = replace(RUN, model=replace(RUN.model, width=7))
 
 
 @pytest.fixture
@@ -210,3 +209,28 @@ def test_the_next_process_compiles_nothing_large(tmp_path):
     assert loss == loss_again
     assert int(hits) == 0 and int(hits_again) >= 3, "at least a step, an evaluation and the initial weights"
     assert not lines[1].stderr
+
+
+ON_TWO_DEVICES = """
+import jax
+import jaxresnet as jr
+from jaxresnet.compilation import use_compilation_cache
+use_compilation_cache()
+config = jr.TrainConfig(model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32, precision="float32"),
+                        num_epochs=1, batch_size=32, val_size=16)
+data = jr.make_synthetic(80, 16)
+print(*(jr.fit(config, data, devices=[device]).history[0]["train_loss"] for device in jax.devices()[:2]))
+"""
+
+
+@pytest.mark.skipif(DEVICES[0].platform != "cpu", reason="needs two devices in a new process")
+def test_what_was_found_on_disk_runs_on_other_devices(tmp_path):
+    """It cannot be copied to them: XLA:CPU writes it out incompletely a second time."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAXRESNET"))}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", ON_TWO_DEVICES]
+    first, second = (
+        subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    )
+    assert len(first) == 2 and len({*first, *second}) == 1
