@@ -35,7 +35,7 @@
 #     TOY=1                  on a CPU, as small as can be: shows that everything runs, and nothing else
 set -uo pipefail
 parts="pytorch pytorch-float32 profile published compiling options augmentation stem step tests"
-[ $# = 1 ] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
+[ $# = 1 ] && [[ $1 != -* ]] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
 for name in ${SKIP:-} ${ONLY:-}; do
     [[ " $parts " == *" $name "* ]] || { echo "gpu.sh: no part named $name; there are: $parts" >&2; exit 2; }
 done
