@@ -115,7 +115,7 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
     import jax
 
     check_spread(options.devices)
-    planned = [one._replace(arms=from_main(partial(as_begun, one.arms, one.out, jax.devices()[0]))) for one in planned]
+    planned = [one._replace(arms=as_begun(one.arms, one.out, jax.devices()[0])) for one in planned]
     data = together(lambda: _load_data(options, planned))
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))

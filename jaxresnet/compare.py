@@ -101,7 +101,7 @@ def compare(
     check_spread(spread)
     devices = tuple(jax.devices() if devices is None else devices)
     teams = [(device,) for device in devices] if spread == "runs" else [devices]
-    arms = from_main(lambda: as_begun(arms, out, devices[0]))
+    arms = as_begun(arms, out, devices[0])
     check_comparison(arms, seeds, data, teams[0])
     out = Path(out)
 
@@ -217,11 +217,16 @@ def check_comparison(
 
 def as_begun(arms: Mapping[str, TrainConfig], out: str | Path, device: jax.Device) -> dict[str, TrainConfig]:
     """`arms` with the precision that "auto" stands for: that of the comparison in `out`, where one was begun there,
-    maybe on another device, else that which suits `device`."""
-    begun = read_results(out).config["arms"] if config_path(out).exists() else {}
+    maybe on another device, else that which suits `device`. Several processes call this alike."""
+
+    def recorded() -> dict[str, Any]:
+        configs = read_results(out).config["arms"] if config_path(out).exists() else {}
+        return {arm: with_new_fields(config)["model"]["precision"] for arm, config in configs.items()}
+
+    begun = from_main(recorded)
 
     def settled(arm: str, config: TrainConfig) -> TrainConfig:
-        precision: Any = with_new_fields(begun[arm])["model"]["precision"] if arm in begun else "auto"
+        precision = begun.get(arm, "auto")
         if config.model.precision != "auto" or precision == "auto":
             return resolved(config, device)
         return replace(config, model=replace(config.model, precision=precision))

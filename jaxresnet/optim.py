@@ -57,7 +57,7 @@ def per_step(hypers: Hypers, num_steps: int) -> Hypers:
 
 def at_step(hypers: Hypers, index: Array) -> Hypers:
     """The numbers, all scalars, of one step of an epoch, from those of `per_step`."""
-    return hypers._replace(**{name: getattr(hypers, name)[index] for name in PER_STEP})
+    return hypers._replace(**{name: jnp.asarray(getattr(hypers, name))[index] for name in PER_STEP})
 
 
 def epoch_hypers(config: OptimConfig, steps_per_epoch: int, num_epochs: int, epoch: int) -> Hypers:

@@ -527,5 +527,8 @@ def test_the_runs_here_are_those_of_the_other_tests(monkeypatch):
     """Else these tests would compile their own."""
     monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
     config = arms_of(*DEMO)["Adam + Lookahead"]
-    assert config == replace(RUN, test_every_epoch=True) and config.model == MODEL
-    assert as_demo(intended(BASE)) == replace(config, model=ModelConfig(width=16), eval_batch_size=512)
+    assert config == with_fields(RUN, {"test_every_epoch": True, "precision": "auto"})
+    assert config.model == replace(MODEL, precision="auto")
+    assert as_demo(intended(BASE)) == replace(
+        config, model=ModelConfig(width=16, precision="float32"), eval_batch_size=512
+    )

@@ -20,7 +20,7 @@ def random_case(images_shape, kernel_shape, dtype=jnp.float32):
     return jax.random.normal(images_key, images_shape, dtype), jax.random.normal(kernel_key, kernel_shape, dtype)
 
 
-def value_and_gradients(backend, images, kernel, strides, padding):
+def value_and_gradients(backend, images, kernel, strides, padding, options=None):
     """The output and the gradients for images and kernel of a loss whose output gradient differs everywhere."""
 
     def loss(images, kernel):
@@ -28,7 +28,6 @@ def value_and_gradients(backend, images, kernel, strides, padding):
         weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
         return jnp.sum(output.astype(jnp.float32) * weights), output
 
-    options = conv.CPU_COMPILER_OPTIONS if backend == "cpu" and jax.devices()[0].platform == "cpu" else None
     step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), compiler_options=options)
     gradients, output = step(images, kernel)
     return output, *gradients
@@ -41,7 +40,8 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 def assert_same_as_xla(images, kernel, strides, padding):
-    ours = value_and_gradients("cpu", images, kernel, strides, padding)
+    options = conv.CPU_COMPILER_OPTIONS if jax.devices()[0].platform == "cpu" else None  # as in a training step
+    ours = value_and_gradients("cpu", images, kernel, strides, padding, options)
     xlas = value_and_gradients("other", images, kernel, strides, padding)
     for actual, expected in zip(ours, xlas, strict=True):
         assert_close(actual, expected)

@@ -8,7 +8,7 @@ from fake_experiments import BASE, EXPERIMENT, MAIN, MEASURED, OTHER, RATES, arm
 
 import jaxresnet.experiment
 from jaxresnet.cli import plan
-from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.config import ModelConfig, TrainConfig, with_fields
 from jaxresnet.errors import ConfigError
 from jaxresnet.experiment import Experiment
 from jaxresnet.options import parse
@@ -17,13 +17,18 @@ from jaxresnet.published import intended
 # -------------------------------------------------------------------------------------------- protocol, demo and fields
 
 
+def meant(config):
+    """As a script runs it as intended: in the arithmetic that suits the device."""
+    return with_fields(intended(config), {"precision": "auto"})
+
+
 def test_without_flags_the_run_is_the_intended_one():
     options, fields = parse_main()
-    assert options.config == intended(BASE) and fields == {}
+    assert options.config == meant(BASE) and fields == {}
     assert (options.seeds, options.protocol, options.demo) == ((0, 1, 2), "intended", False)
     assert (options.only, options.all, options.devices, options.out) == ((), False, "data", None)
     assert options.config.val_size == 5000 and options.config.selection == "val"
-    assert arms_of() == {arm: intended(config) for arm, config in MAIN.items()}
+    assert arms_of() == {arm: meant(config) for arm, config in MAIN.items()}
 
 
 def test_protocol_published_is_the_run_as_published():
@@ -42,12 +47,12 @@ def test_protocol_both_runs_one_after_the_other():
     published_one, intended_one = plan([EXPERIMENT], options, fields)
     assert published_one.protocol == "published" and intended_one.protocol == "intended"
     assert published_one.arms == {arm: replace(config, num_epochs=7) for arm, config in MAIN.items()}
-    assert intended_one.arms == {arm: replace(intended(config), num_epochs=7) for arm, config in MAIN.items()}
+    assert intended_one.arms == {arm: replace(meant(config), num_epochs=7) for arm, config in MAIN.items()}
 
 
 def test_a_script_may_have_another_protocol_by_default():
     options, _ = parse_main(protocol="both")
-    assert options.protocol == "both" and options.config == intended(BASE)
+    assert options.protocol == "both" and options.config == meant(BASE)
     options, _ = parse_main("--protocol", "published", protocol="both")
     assert options.protocol == "published" and options.config == BASE
 
@@ -57,7 +62,7 @@ def test_of_a_flag_given_twice_the_last_one_counts(argv):
     """For what it is called and for what it sets alike."""
     options, _ = parse_main("--protocol", argv[0], "--protocol", argv[1])
     assert options.protocol == argv[1]
-    assert options.config == (BASE if argv[1] == "published" else intended(BASE))
+    assert options.config == (BASE if argv[1] == "published" else meant(BASE))
 
 
 def test_demo_and_no_demo_together_are_refused():
@@ -75,7 +80,7 @@ def test_every_field_is_a_flag_of_its_own_name():
     model = {"width": 32, "stage_sizes": (2, 2, 2, 2), "precision": "bfloat16"}
     optim = {"sync_period": 7, "learning_rate": 0.5, "schedule_length": None}
     assert fields == {"train_size": 9000, "flip": False, **model, **optim}
-    start = intended(BASE)
+    start = meant(BASE)
     changed = replace(
         start,
         train_size=9000,
@@ -141,9 +146,9 @@ def test_select_by_the_part_before_the_dash():
 
 def test_the_defaults_are_those_of_the_first_arm_that_runs():
     both = (EXPERIMENT, OTHER)
-    assert parse_main(experiments=both)[0].config == intended(BASE)
+    assert parse_main(experiments=both)[0].config == meant(BASE)
     for only in (["--only", "rates"], ["--only=rates-one"], ["--only", "rates-256", "main"]):
-        assert parse_main(*only, experiments=both)[0].config == intended(RATES["lr 1e-2"])
+        assert parse_main(*only, experiments=both)[0].config == meant(RATES["lr 1e-2"])
     nothing_to_train = Experiment("Only measures.", {}, measurements=MEASURED.measurements)
     assert parse_main(experiments=(nothing_to_train,))[0].config == TrainConfig()
 
