@@ -37,7 +37,7 @@ CPU_COMPILER_OPTIONS = {
     # YNN, XLA's library for CPUs, multiplies matrices and adds up, but convolves no more. Its convolutions are up to
     # three times as slow as Eigen's, where the channels are few or the stride is 2. Together with the above 1.15 to
     # 1.39 times as fast as without either.
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 _WINDOW_BYTES = 8 * 2**20  # windows are made for so many images at a time that they take no more
