@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxresnet.conv_amx import applies, conv_amx, has_amx
+from jaxresnet.conv_products import conv_products, empty_sum, gradients, kernel_gradient, multiplies_bfloat16
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
-Backend = Literal["cpu", "amx", "other"]
+Backend = Literal["cpu", "bfloat16", "other"]
 
 # Both measured by benchmarks/xla_options.py, batch 128, float32, two cores with AVX2 (results/xla_options-cpu.json).
 CPU_COMPILER_OPTIONS = {
@@ -40,7 +40,7 @@ CPU_COMPILER_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
-_WINDOW_BYTES = 8 * 2**20  # windows are made for so many images at a time that they take no more
+SMALLEST_CHANNELS = 16  # with fewer (the stem has 3) the matrices of bfloat16 are thin: left to XLA's convolution
 
 
 def conv2d(
@@ -66,10 +66,10 @@ def conv2d(
         return _xla_conv(images, kernel, strides, padding)
     # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
     # XLA removes the added zeros.
-    kernel32 = kernel.astype(jnp.float32) + _empty_sum(images, jnp.float32)
-    if backend == "amx" and applies(images, kernel, strides):
-        return conv_amx(images + _empty_sum(kernel, images.dtype), kernel32, strides[0], padding)
-    images32 = images.astype(jnp.float32) + _empty_sum(kernel, jnp.float32)
+    kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
+    if backend == "bfloat16" and images.dtype == jnp.bfloat16 and kernel.shape[2] >= SMALLEST_CHANNELS:
+        return conv_products(images + empty_sum(kernel, images.dtype), kernel32, strides, padding)
+    images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
     return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
 
 
@@ -102,7 +102,7 @@ def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
     `dtype`."""
     if platform != "cpu":
         return lax.conv_general_dilated
-    return partial(conv_cpu, backend="amx" if dtype == jnp.bfloat16 and has_amx() else "cpu")
+    return partial(conv_cpu, backend="bfloat16" if dtype == jnp.bfloat16 and multiplies_bfloat16() else "cpu")
 
 
 def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:
@@ -121,11 +121,6 @@ def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padd
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _empty_sum(array: jax.Array, dtype: Any) -> jax.Array:
-    """A zero that varies over the devices as `array` does."""
-    return lax.stop_gradient(array[:0]).sum(dtype=dtype)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_cpu(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
     return _xla_conv(images, kernel, strides, padding)
@@ -137,35 +132,10 @@ def _conv_cpu_forward(images: jax.Array, kernel: jax.Array, strides: Pair, paddi
 
 def _conv_cpu_backward(strides: Pair, padding: Padding, residuals, doutput: jax.Array):
     images, kernel = residuals
+    if strides != (1, 1):
+        return gradients(images, kernel, doutput, strides, padding)
     (dimages,) = jax.linear_transpose(lambda x: _xla_conv(x, kernel, strides, padding), images)(doutput)
-    return dimages, _weight_gradient(images, doutput, kernel.shape[:2], strides, padding)
+    return dimages, kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
 
 
 _conv_cpu.defvjp(_conv_cpu_forward, _conv_cpu_backward)
-
-
-def _weight_gradient(images: jax.Array, doutput: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding):
-    """The gradient [kh, kw, C, O] of the kernel, summed over chunks of the batch whose windows fit in the cache."""
-    n, ho, wo, o = doutput.shape
-    c = images.shape[-1]
-    kh, kw = kernel_size
-    chunks = max(1, min(n, -(-4 * n * ho * wo * kw * c // _WINDOW_BYTES)))  # divided upwards, as below
-    size = -(-n // chunks)
-    total = jnp.zeros((kh, o, kw * c), jnp.float32)
-    for start in range(0, n, size):
-        d = doutput[start : start + size].reshape(-1, o)
-        windows = _windows(images[start : start + size], kernel_size, strides, padding, (ho, wo))
-        total += jnp.stack([lax.dot_general(d, rows, (((0,), (0,)), ((), ()))) for rows in windows])
-    return total.reshape(kh, o, kw, c).transpose(0, 2, 3, 1)
-
-
-def _windows(images: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output_size: Pair):
-    """For each kernel row an array [N*Ho*Wo, kw*C]: what that row covers at every output position."""
-    kh, kw = kernel_size
-    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    n, h, w, c = padded.shape
-    image, y, x = np.ogrid[:n, : output_size[0], : output_size[1]]
-    starts = (((image * h + y * strides[0]) * w + x * strides[1]) * c).reshape(-1, 1).astype(np.int32)
-    runs = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
-    in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return [lax.gather(padded.reshape(-1), starts + i * w * c, runs, (kw * c,), mode=in_bounds) for i in range(kh)]

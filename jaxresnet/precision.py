@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jaxresnet.config import TrainConfig
-from jaxresnet.conv_amx import has_amx
+from jaxresnet.conv_products import multiplies_bfloat16
 
 BFLOAT16_SINCE = 8.0  # compute capability of NVIDIA's GPUs whose tensor cores multiply bfloat16 (Ampere)
 
@@ -14,7 +14,7 @@ def automatic(device: Any) -> Literal["float32", "bfloat16"]:
 
     device: a `jax.Device`."""
     if device.platform == "cpu":
-        return "bfloat16" if has_amx() else "float32"
+        return "bfloat16" if multiplies_bfloat16() else "float32"
     try:
         capability = float(getattr(device, "compute_capability", ""))
     except ValueError:  # no GPU of NVIDIA

@@ -16,7 +16,7 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":  # read by JAX when i
     count = os.environ.get("JAXRESNET_TEST_DEVICES", "8")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
 
-os.environ.setdefault("JAXRESNET_AMX", "0")  # the same arithmetic on every CPU
+os.environ.setdefault("JAXRESNET_CPU_BFLOAT16", "0")  # the same arithmetic on every CPU
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What one process has compiled the others need not, nor the programs that tests start. The first to come here is

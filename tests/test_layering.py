@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv_amx", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
+    ["errors", "conv_products", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
     ["conv", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
     [
         *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),

@@ -38,7 +38,7 @@ def products(fn, *args):
 @pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="an epoch is a loop there")
 @pytest.mark.parametrize(("amx", "precision"), [("0", "float32"), ("1", "bfloat16")])
 def test_no_program_of_a_run_has_a_product_in_a_loop(amx, precision, monkeypatch, tiny_data):
-    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
     config = replace(CONFIG, model=replace(CONFIG.model, precision=precision))
     seen, seen_gathers = [], False
     compile_it = Program._compile

@@ -36,7 +36,7 @@ def device(platform, **more):
     ids=lambda value: str(getattr(value, "__dict__", value)),
 )
 def test_where_bfloat16_is_faster(one, amx, precision, monkeypatch):
-    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
     assert automatic(one) == precision
     assert resolved(TrainConfig(), one).model == ModelConfig(precision=precision)
     for chosen in ("float32", "bfloat16"):
@@ -57,7 +57,7 @@ def test_it_is_the_default_but_for_the_published_runs():
 @pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
 @pytest.mark.parametrize(("amx", "precision"), [("0", "float32"), ("1", "bfloat16")])
 def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_path):
-    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
     fit(AUTO, tiny_data, tmp_path / "run", devices=ONE)
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.record(checkpoints.last_step())["config"]["model"]["precision"] == precision
@@ -70,10 +70,10 @@ def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_p
 @pytest.mark.parametrize("began", ["0", "1"])
 def test_a_comparison_goes_on_in_the_precision_it_was_begun_in(began, monkeypatch, tiny_data, tmp_path):
     """On another device it may be another that suits it."""
-    monkeypatch.setenv("JAXRESNET_AMX", began)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", began)
     compare({"arm": AUTO}, (0,), tiny_data, tmp_path, devices=ONE)
     before = json.loads((tmp_path / "config.json").read_text())["arms"]
-    monkeypatch.setenv("JAXRESNET_AMX", str(1 - int(began)))
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", str(1 - int(began)))
     compare({"arm": AUTO}, (0, 1), tiny_data, tmp_path, devices=ONE)
     assert json.loads((tmp_path / "config.json").read_text())["arms"] == before
     runs = [json.loads((tmp_path / f"runs/arm-seed{seed}.json").read_text()) for seed in (0, 1)]

@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from tiny import PARTIAL, STEADY_PARTIAL
 
-from jaxresnet import ModelConfig, build_model, conv_amx, fit
+from jaxresnet import ModelConfig, build_model, conv_products, fit
 from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d, conv_for
-from jaxresnet.conv_amx import Taps, forward, gradients, has_amx
+from jaxresnet.conv_products import Taps, forward, gradients, multiplies_bfloat16
 
 TOLERANCE = 1e-5
 PAD1 = ((1, 1), (1, 1))
@@ -79,7 +79,7 @@ def test_any_shape(batch, sides, channels, size, stride, padding):
 
 
 def test_a_sum_over_many_rows_is_done_in_parts(monkeypatch):
-    monkeypatch.setattr(conv_amx, "_ROWS_OF_A_PART", 16)
+    monkeypatch.setattr(conv_products, "_ROWS_OF_A_PART", 16)
     assert_passes_are_xlas(numbers(0, 2, 8, 8, 5), numbers(1, 3, 3, 5, 7), 1, PAD1)
 
 
@@ -102,7 +102,7 @@ def test_only_the_phases_that_a_small_kernel_sees():
 def test_gradients_of_the_whole_are_those_of_its_passes():
     images, kernel = numbers(0, 2, 6, 6, 16), numbers(1, 3, 3, 16, 4)
     doutput = numbers(2, 2, 3, 3, 4)
-    output, pull = jax.vjp(lambda *a: conv2d(*a, (2, 2), PAD1, backend="amx"), images, kernel)
+    output, pull = jax.vjp(lambda *a: conv2d(*a, (2, 2), PAD1, backend="bfloat16"), images, kernel)
     assert {a.dtype for a in (output, *pull(doutput))} == {jnp.dtype(jnp.bfloat16)}
     assert_close(output, forward(images, kernel, 2, PAD1), 4e-3)  # half of bfloat16's last bit
     for actual, wanted in zip(pull(doutput), gradients(images, kernel, doutput, 2, PAD1), strict=True):
@@ -115,9 +115,9 @@ def test_gradients_of_the_whole_are_those_of_its_passes():
     ids=["few channels", "strides that differ", "stride 3", "float32"],
 )
 def test_what_it_does_not_take_is_computed_in_float32(channels, strides, dtype, monkeypatch):
-    monkeypatch.setattr("jaxresnet.conv.conv_amx", None)  # which cannot be called
+    monkeypatch.setattr("jaxresnet.conv.conv_products", None)  # which cannot be called
     images, kernel = numbers(0, 2, 6, 6, channels).astype(dtype), numbers(1, 3, 3, channels, 4).astype(dtype)
-    ours, xlas = (conv2d(images, kernel, strides, PAD1, backend=backend) for backend in ("amx", "cpu"))
+    ours, xlas = (conv2d(images, kernel, strides, PAD1, backend=backend) for backend in ("bfloat16", "cpu"))
     np.testing.assert_array_equal(ours, xlas)
 
 
@@ -126,7 +126,7 @@ def test_over_devices_the_gradient_of_the_kernel_is_summed():
     images, kernel = numbers(0, 4, 6, 6, 16), numbers(1, 3, 3, 16, 4)
 
     def loss(kernel, images):
-        return conv2d(images, kernel, (1, 1), PAD1, backend="amx").astype(jnp.float32).sum()
+        return conv2d(images, kernel, (1, 1), PAD1, backend="bfloat16").astype(jnp.float32).sum()
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
     specs = (PartitionSpec(), PartitionSpec("devices"))
@@ -145,7 +145,7 @@ def test_a_network_with_it_and_without(train, monkeypatch):
     images, found = numbers(0, 1, 32, 32, 3).astype(jnp.float32), {}
     variables = build_model(config).init(jax.random.key(0))
     for amx in ("0", "1"):
-        monkeypatch.setenv("JAXRESNET_AMX", amx)
+        monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
         model = build_model(config, platform="cpu")
 
         def loss(params, model=model):
@@ -168,7 +168,7 @@ def test_training_on_one_device_and_on_two(monkeypatch, tiny_data):
     for amx, count in (("1", 1), ("1", 2), ("0", 1)):
         if count > jax.device_count():
             continue
-        monkeypatch.setenv("JAXRESNET_AMX", amx)
+        monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
         config = replace(STEADY_PARTIAL, model=model, num_epochs=1, eval_batch_size=50 if amx == "1" else 20)
         row = fit(config, tiny_data, devices=jax.devices()[:count]).history[0]
         losses[amx, count] = [row["train_loss"], row["val_loss"]]
@@ -184,7 +184,7 @@ def test_what_xla_makes_of_it(stride):
     doutput = numbers(2, 8, 16 // stride, 16 // stride, 64)
 
     def passes(images, kernel, doutput):
-        output, pull = jax.vjp(lambda *a: conv_amx.conv_amx(*a, stride, PAD1), images, kernel)
+        output, pull = jax.vjp(lambda *a: conv_products.conv_products(*a, stride, PAD1), images, kernel)
         return output, pull(doutput)
 
     text = jax.jit(passes, compiler_options=CPU_COMPILER_OPTIONS).lower(images, kernel, doutput).as_text()
@@ -219,19 +219,19 @@ INTEL = "processor : 0\nflags\t\t: fpu avx512f amx_bf16 avx512_fp16 amx_tile amx
 )
 def test_whether_there_is_amx(cpuinfo, xla_flags, found, monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(conv_amx, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.delenv("JAXRESNET_AMX", raising=False)
+    monkeypatch.setattr(conv_products, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
     monkeypatch.setenv("XLA_FLAGS", xla_flags)
-    assert has_amx() == found
+    assert multiplies_bfloat16() == found
     for chosen, wanted in (("0", False), ("1", True)):
-        monkeypatch.setenv("JAXRESNET_AMX", chosen)
-        assert has_amx() == wanted
+        monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
+        assert multiplies_bfloat16() == wanted
 
 
 def test_no_amx_where_the_system_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.delenv("JAXRESNET_AMX", raising=False)
-    monkeypatch.setattr(conv_amx, "CPUINFO", tmp_path / "none")
-    assert not has_amx()
+    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
+    monkeypatch.setattr(conv_products, "CPUINFO", tmp_path / "none")
+    assert not multiplies_bfloat16()
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,6 @@ def test_no_amx_where_the_system_does_not_tell(monkeypatch, tmp_path):
     ],
 )
 def test_which_convolution_a_network_takes(platform, dtype, amx, backend, monkeypatch):
-    monkeypatch.setenv("JAXRESNET_AMX", amx)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
     chosen = conv_for(platform, dtype)
     assert chosen is lax.conv_general_dilated if backend is None else chosen.keywords == {"backend": backend}

@@ -1,0 +1,279 @@
+"""Two-dimensional convolution as matrix products, for CPUs.
+
+XLA on CPU multiplies matrices at the speed of the hardware, bfloat16 ones too: with float32 results, at twice the speed
+of float32 with AVX512-BF16, more with AMX, the matrix unit of Intel's server processors since Sapphire Rapids.
+Convolutions it turns into float32, and of their gradients only that for the images, at stride 1, comes near that speed.
+Here every pass is a few products. With `windows_i(x)` for what row i of the kernel covers at every output position,
+`kernel width * channels` numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
+
+    output     = sum over i of windows_i(images) @ kernel[i]
+    dimages    = sum over d of windows_d(doutput) @ turned[d]
+    dkernel[d] = images^T @ windows_d(doutput)
+
+A gradient looks from a pixel of the images at the outputs that it went into. At stride 1 these are as many as the
+kernel has pixels, and `turned` is the kernel rotated by 180 degrees. At stride 2 they are others for even and odd rows
+and columns: each of these four phases of the images has gradients of its own, with its own pixels of the kernel
+(`Taps`). Both gradients share the windows of the output's gradient.
+
+All this goes over the batch in chunks, whose windows stay in the processor's cache: as a loop (`lax.scan`), for which
+there is less to compile, and in which XLA:CPU multiplies matrices as fast as outside. Convolutions it does not: none of
+those may be in a loop.
+
+What XLA must be kept from (jaxlib 0.10.2):
+- it does everything but products of bfloat16 in float32, so numbers are moved as uint16;
+- it would fuse a reshape into the gather, at ten times the time: so the gather makes two dimensions, and the images lie
+  in one;
+- it would fold a transposition into the product, at a third of the speed, and AMX then cannot do it: rows of zeros
+  beside the transposed prevent it.
+
+AMX itself has only been seen to speed up a prototype of this (128 images a step: three times XLA's speed, 1.2 to 1.3
+times PyTorch's in float32). Measurements of this file are in docs/performance.md.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+CPUINFO = Path("/proc/cpuinfo")
+CHUNK = 5 * 2**19  # numbers in the windows of a chunk of the batch; half and twice as many are slower
+_MORE_ROWS = 1  # of zeros, beside a transposed matrix; more are slower
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16: AVX512-BF16 or AMX. JAXRESNET_CPU_BFLOAT16=0 says no,
+    1 says yes, whatever there is. Where the system does not tell (there is no /proc/cpuinfo), no."""
+    chosen = os.environ.get("JAXRESNET_CPU_BFLOAT16", "")
+    if chosen in ("0", "1"):
+        return chosen == "1"
+    flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE) if CPUINFO.is_file() else None
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv_products(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+    """Cross-correlate `images` (N, H, W, C) with `kernel` (kh, kw, C, O), which is rounded to images' dtype.
+
+    strides: (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros, each less than the kernel's size.
+    Returns (N, Ho, Wo, O) in images' dtype. Everything is added up in float32; the gradient of a float32 kernel stays
+    so.
+    """
+    return forward(images, kernel, strides, padding, images.dtype)
+
+
+def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
+    return conv_products(images, kernel, strides, padding), (images, kernel)
+
+
+def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
+    images, kernel = residuals
+    dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
+    return dimages, dkernel.astype(kernel.dtype)
+
+
+conv_products.defvjp(_forward, _backward)
+
+
+def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype: Any = jnp.float32) -> Array:
+    """The convolution, in `dtype`."""
+    kh, kw, c, o = kernel.shape
+    lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
+    ho, wo = ((length + sum(pad) - k) // stride + 1 for length, pad, k, stride in lengths)
+    matrices = _as_bits(kernel.astype(images.dtype)).reshape(kh, kw * c, o)
+
+    def compute(images: Array) -> tuple[Array, tuple[()]]:
+        windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo))
+        output = _sum_of_products(windows, map(_as_numbers, matrices))
+        return output.astype(dtype).reshape(-1, ho, wo, o), ()
+
+    return _over_chunks(compute, images, numbers_per_image=kh * ho * wo * kw * c)[0]
+
+
+def gradients(
+    images: Array, kernel: Array, doutput: Array, strides: Pair, padding: Padding, dtype: Any = jnp.float32
+) -> tuple[Array, Array]:
+    """(dimages in `dtype`, dkernel in float32), from doutput (N, Ho, Wo, O) in images' dtype."""
+    kh, kw, c, o = kernel.shape
+    _, h, w, _ = images.shape
+    size = (-(-h // strides[0]), -(-w // strides[1]))  # of a phase
+    bits = _as_bits(kernel.astype(images.dtype))
+    rows_of = [Taps(kh, strides[0], padding[0][0], phase) for phase in range(strides[0])]
+    columns_of = [Taps(kw, strides[1], padding[1][0], phase) for phase in range(strides[1])]
+    seen = [(a, b) for a, b in np.ndindex(strides) if rows_of[a].pixels and columns_of[b].pixels]
+    around = (_around(rows_of, size[0], doutput.shape[1]), _around(columns_of, size[1], doutput.shape[2]))
+
+    def compute(images: Array, doutput: Array) -> tuple[Array, dict[Pair, Array]]:
+        dphases = {phase: jnp.zeros((len(images), *size, c), dtype) for phase in np.ndindex(strides)}
+        dkernels = {}  # (C, pixels * O) by the kernel's row and the phase of columns
+        padded = _padded(doutput, around)
+        for a, b in seen:
+            rows, columns = rows_of[a], columns_of[b]
+            first = (rows.first + around[0][0], columns.first + around[1][0])
+            windows = _windows(padded, (len(rows.pixels), len(columns.pixels)), (1, 1), first, size)
+            turned = [_as_numbers(jnp.concatenate([bits[i, j].T for j in columns.pixels])) for i in rows.pixels]
+            dphases[a, b] = _sum_of_products(windows, turned).astype(dtype).reshape(-1, *size, c)
+            transposed = _transposed(_phase(images, strides, (a, b), size))
+            dkernels |= {(i, b): _product(transposed, run)[:c] for i, run in zip(rows.pixels, windows, strict=True)}
+        return _interleaved(dphases, strides)[:, :h, :w], dkernels
+
+    runs = max((len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen), default=1)
+    numbers_per_image = runs * size[0] * size[1] * o
+    dimages, dkernels = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)
+    by_pixel = {}
+    for (i, b), dkernel in dkernels.items():
+        pixels = columns_of[b].pixels
+        by_pixel |= {(i, j): part for j, part in zip(pixels, jnp.split(dkernel, len(pixels), 1), strict=True)}
+    return dimages, jnp.stack([by_pixel[place] for place in np.ndindex(kh, kw)]).reshape(kernel.shape)
+
+
+def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, padding: Padding) -> Array:
+    """The gradient (*size, C, O) alone, in float32, from windows of the images: for few channels, or where the images'
+    own gradient is computed otherwise."""
+    kh, kw = size
+    c, (_, ho, wo, o) = images.shape[3], doutput.shape
+
+    def compute(images: Array, doutput: Array) -> tuple[Array, Array]:
+        windows, doutput = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo)), doutput.reshape(-1, o)
+        if kw * c < o:  # the smaller one is transposed
+            dkernels = [_product(_transposed(run), doutput)[: kw * c] for run in windows]
+        else:
+            transposed = _transposed(doutput)
+            dkernels = [_product(transposed, run)[:o].T for run in windows]
+        return images[:, :0], jnp.stack(dkernels)
+
+    numbers_per_image = kh * ho * wo * kw * c
+    dkernel = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)[1]
+    return dkernel.reshape(kh, kw, c, o)
+
+
+def empty_sum(array: Array, dtype: Any) -> Array:
+    """A zero that varies over the devices of a `shard_map` as `array` does."""
+    return lax.stop_gradient(array[:0]).sum(dtype=dtype)
+
+
+class Taps:
+    """Along one side of the images, which pixels of the kernel lead from the pixels of a phase to outputs.
+
+    Pixel `stride * u + phase` goes into output `u + offset` by the kernel's pixel `phase + pad - stride * offset`.
+    pixels: the kernel's, by ascending offset, which rises by 1 from `first`; empty where no output sees the phase.
+    """
+
+    def __init__(self, kernel: int, stride: int, pad: int, phase: int):
+        self.pixels = [i for i in reversed(range(kernel)) if (phase + pad - i) % stride == 0]
+        self.first = (phase + pad - self.pixels[0]) // stride if self.pixels else 0
+
+
+def _around(taps: list[Taps], length: int, outputs: int) -> Pair:
+    """The padding of `outputs` values with which all taps have windows of `length` pixels of an image."""
+    seen = [(one.first, one.first + len(one.pixels) - 1) for one in taps if one.pixels]
+    return -min(first for first, _ in seen), length + max(last for _, last in seen) - outputs
+
+
+def _over_chunks(
+    compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int
+) -> tuple[Array, Any]:
+    """`compute(*arrays)`, with so many images at a time that their windows have no more than CHUNK numbers.
+
+    arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images).
+    """
+    n = len(arrays[0])
+    most = max(1, min(n, CHUNK // numbers_per_image))
+    even = max(size for size in range(1, most + 1) if n % size == 0)
+    size = even if 2 * even >= most else most  # of all chunks but the last
+    if size == n:
+        return compute(*arrays)
+    whole = n // size * size
+    shapes = jax.eval_shape(compute, *(array[:size] for array in arrays))[1]
+    zero = sum(empty_sum(array, jnp.float32) for array in arrays)
+    sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
+
+    def add(sums: Any, chunk: list[Array]) -> tuple[Any, Array]:
+        by_image, more = compute(*map(_as_numbers, chunk))
+        return jax.tree.map(jnp.add, sums, more), _as_bits(by_image)
+
+    in_chunks = [_as_bits(array[:whole]).reshape(-1, size, *array.shape[1:]) for array in arrays]
+    sums, by_image = lax.scan(add, sums, in_chunks)
+    by_image = by_image.reshape(whole, *by_image.shape[2:])
+    if whole < n:
+        sums, rest = add(sums, [array[whole:] for array in arrays])
+        by_image = jnp.concatenate([by_image, rest])
+    return _as_numbers(by_image), sums
+
+
+def _as_bits(x: Array) -> Array:
+    """bfloat16 as uint16; anything else stays."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _as_numbers(bits: Array) -> Array:
+    """The inverse."""
+    return lax.bitcast_convert_type(bits, jnp.bfloat16) if bits.dtype == jnp.uint16 else bits
+
+
+def _padded(x: Array, around: Padding) -> Array:
+    """`x` (N, H, W, C) with zeros around, as bits; less than none cuts."""
+    bits = _as_bits(x)
+    return lax.pad(bits, jnp.zeros((), bits.dtype), ((0, 0, 0), *((*pad, 0) for pad in around), (0, 0, 0)))
+
+
+def _windows(bits: Array, size: Pair, strides: Pair, first: Pair, output_size: Pair) -> list[Array]:
+    """For each of size[0] rows of a kernel (N * Ho * Wo, size[1] * C): what that row covers at every position, `strides`
+    apart from `first` on."""
+    n, h, w, c = bits.shape
+    ho, wo = output_size
+    if size == (1, 1):
+        last = [f + s * (o - 1) + 1 for f, s, o in zip(first, strides, output_size, strict=True)]
+        return [_as_numbers(lax.slice(bits, (0, *first, 0), (n, *last, c), (1, *strides, 1)).reshape(-1, c))]
+    image, y, column = np.ogrid[:n, :ho, :wo]
+    starts = ((image * h + first[0] + y * strides[0]) * w + first[1] + column * strides[1]) * c
+    rows = [starts.reshape(-1, 1).astype(np.int32) + np.int32(i * w * c) for i in range(size[0])]
+    runs = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
+    in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return [_as_numbers(lax.gather(bits.reshape(-1), row, runs, (size[1] * c,), mode=in_bounds)) for row in rows]
+
+
+def _product(a: Array, b: Array) -> Array:
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+
+
+def _sum_of_products(rows: Iterable[Array], matrices: Iterable[Array]) -> Array:
+    first, *others = (_product(row, matrix) for row, matrix in zip(rows, matrices, strict=True))
+    return sum(others, first)
+
+
+def _transposed(a: Array) -> Array:
+    """(rows, columns) -> (columns, rows), and rows of zeros."""
+    return _as_numbers(jnp.pad(_as_bits(a).T, ((0, _MORE_ROWS), (0, 0))))
+
+
+def _phase(images: Array, strides: Pair, phase: Pair, size: Pair) -> Array:
+    """The pixels at `strides` from `phase` on: (N, H, W, C) -> (N * size[0] * size[1], C), zeros beyond the border."""
+    _, h, w, c = images.shape
+    if strides == (1, 1):
+        return images.reshape(-1, c)
+    missing = (strides[0] * size[0] - h, strides[1] * size[1] - w)
+    bits = jnp.pad(_as_bits(images), ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return _as_numbers(bits[:, phase[0] :: strides[0], phase[1] :: strides[1]].reshape(-1, c))
+
+
+def _interleaved(phases: dict[Pair, Array], strides: Pair) -> Array:
+    """The inverse, from all phases, each (N, *size, C): (N, strides[0] * size[0], strides[1] * size[1], C)."""
+    if strides == (1, 1):
+        return phases[0, 0]
+    n, height, width, c = phases[0, 0].shape
+    rows = [
+        jnp.stack([_as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, -1, c)
+        for a in range(strides[0])
+    ]
+    return _as_numbers(jnp.stack(rows, 2).reshape(n, strides[0] * height, -1, c))
