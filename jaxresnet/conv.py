@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxresnet.conv_products import conv_products, empty_sum, gradients, kernel_gradient, multiplies_bfloat16

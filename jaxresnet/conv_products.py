@@ -120,7 +120,7 @@ def gradients(
             rows, columns = rows_of[a], columns_of[b]
             first = (rows.first + around[0][0], columns.first + around[1][0])
             windows = _windows(padded, (len(rows.pixels), len(columns.pixels)), (1, 1), first, size)
-            turned = [_as_numbers(jnp.concatenate([bits[i, j].T for j in columns.pixels])) for i in rows.pixels]
+            turned = [_side_by_side_transposed(bits[i], columns.pixels) for i in rows.pixels]
             dphases[a, b] = _sum_of_products(windows, turned).astype(dtype).reshape(-1, *size, c)
             transposed = _transposed(_phase(images, strides, (a, b), size))
             dkernels |= {(i, b): _product(transposed, run)[:c] for i, run in zip(rows.pixels, windows, strict=True)}
@@ -227,8 +227,8 @@ def _padded(x: Array, around: Padding) -> Array:
 
 
 def _windows(bits: Array, size: Pair, strides: Pair, first: Pair, output_size: Pair) -> list[Array]:
-    """For each of size[0] rows of a kernel (N * Ho * Wo, size[1] * C): what that row covers at every position, `strides`
-    apart from `first` on."""
+    """For each of size[0] rows of a kernel (N * Ho * Wo, size[1] * C): what that row covers at every position. These
+    are `strides` apart, from `first` on."""
     n, h, w, c = bits.shape
     ho, wo = output_size
     if size == (1, 1):
@@ -257,6 +257,11 @@ def _transposed(a: Array) -> Array:
     return _as_numbers(jnp.pad(_as_bits(a).T, ((0, _MORE_ROWS), (0, 0))))
 
 
+def _side_by_side_transposed(row: Array, pixels: list[int]) -> Array:
+    """A kernel's row (kw, C, O), as bits -> (pixels * O, C). In halves: of one pixel a concatenation remains."""
+    return _as_numbers(jnp.concatenate([half.T for j in pixels for half in jnp.array_split(row[j], 2, axis=1)]))
+
+
 def _phase(images: Array, strides: Pair, phase: Pair, size: Pair) -> Array:
     """The pixels at `strides` from `phase` on: (N, H, W, C) -> (N * size[0] * size[1], C), zeros beyond the border."""
     _, h, w, c = images.shape
@@ -271,7 +276,7 @@ def _interleaved(phases: dict[Pair, Array], strides: Pair) -> Array:
     """The inverse, from all phases, each (N, *size, C): (N, strides[0] * size[0], strides[1] * size[1], C)."""
     if strides == (1, 1):
         return phases[0, 0]
-    n, height, width, c = phases[0, 0].shape
+    n, height, _, c = phases[0, 0].shape
     rows = [
         jnp.stack([_as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, -1, c)
         for a in range(strides[0])

@@ -1,5 +1,5 @@
-"""The convolution as products of bfloat16 matrices: each pass against XLA's in float32 on the same numbers. It is the
-same arithmetic with and without AMX, which only makes it fast."""
+"""The convolution as matrix products: each pass against XLA's in float32 on the same numbers. For bfloat16 the
+arithmetic is the same whether the CPU has instructions for it or not: they only make it fast."""
 
 import re
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tiny import PARTIAL, STEADY_PARTIAL
 
 from jaxresnet import ModelConfig, build_model, conv_products, fit
 from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d, conv_for
-from jaxresnet.conv_products import Taps, forward, gradients, multiplies_bfloat16
+from jaxresnet.conv_products import Taps, forward, gradients, kernel_gradient, multiplies_bfloat16
 
 TOLERANCE = 1e-5
 PAD1 = ((1, 1), (1, 1))
@@ -32,18 +32,19 @@ def assert_close(actual, expected, tolerance=TOLERANCE):
     assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
-def assert_passes_are_xlas(images, kernel, stride, padding):
+def assert_passes_are_xlas(images, kernel, strides, padding):
     def in_float32(images, kernel):
-        labels = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=labels)
+        return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     expected, pull = jax.vjp(in_float32, *(a.astype(jnp.float32) for a in (images, kernel)))
-    doutput = numbers(2, *expected.shape)
-    output = jax.jit(forward, static_argnums=(2, 3))(images, kernel, stride, padding)
-    found = jax.jit(gradients, static_argnums=(3, 4))(images, kernel, doutput, stride, padding)
-    assert {a.dtype for a in (output, *found)} == {jnp.dtype(jnp.float32)}
-    for actual, wanted in zip((output, *found), (expected, *pull(doutput.astype(jnp.float32))), strict=True):
-        assert_close(actual, wanted)
+    doutput = numbers(2, *expected.shape).astype(images.dtype)
+    wanted = (expected, *pull(doutput.astype(jnp.float32)))
+    output = jax.jit(forward, static_argnums=(2, 3))(images, kernel, strides, padding)
+    both = jax.jit(gradients, static_argnums=(3, 4))(images, kernel, doutput, strides, padding)
+    alone = jax.jit(kernel_gradient, static_argnums=(2, 3, 4))(images, doutput, kernel.shape[:2], strides, padding)
+    assert {a.dtype for a in (output, *both, alone)} == {jnp.dtype(jnp.float32)}
+    for actual, expected in zip((output, *both, alone), (*wanted, wanted[2]), strict=True):
+        assert_close(actual, expected)
 
 
 # The network's own layers, at a few images: of the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
@@ -58,42 +59,77 @@ LAYERS = [
 @pytest.mark.parametrize(("side", "channels", "features", "size", "stride", "padding"), LAYERS)
 def test_the_networks_layers(side, channels, features, size, stride, padding):
     kernel = numbers(1, size, size, channels, features)
-    assert_passes_are_xlas(numbers(0, 2, side, side, channels), kernel, stride, padding)
+    assert_passes_are_xlas(numbers(0, 2, side, side, channels), kernel, (stride, stride), padding)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    batch=st.integers(1, 3),
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+    batch=st.integers(1, 5),
+    chunk=st.sampled_from([1, 300, conv_products.CHUNK]),
     sides=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.integers(1, 2),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
 )
-@example(batch=1, sides=(1, 1), channels=(1, 1), size=(3, 3), stride=2, padding=PAD1)
-@example(batch=1, sides=(3, 3), channels=(2, 3), size=(1, 2), stride=2, padding=((0, 0), (1, 0)))
-def test_any_shape(batch, sides, channels, size, stride, padding):
+@example(dtype="bfloat16", batch=1, chunk=1, sides=(1, 1), channels=(1, 1), size=(3, 3), strides=(2, 2), padding=PAD1)
+@example(
+    dtype="bfloat16",
+    batch=1,
+    chunk=1,
+    sides=(3, 3),
+    channels=(2, 3),
+    size=(1, 2),
+    strides=(2, 2),
+    padding=((0, 0), (1, 0)),
+)
+def test_any_shape(dtype, batch, chunk, sides, channels, size, strides, padding):
     padding = tuple((min(a, k - 1), min(b, k - 1)) for (a, b), k in zip(padding, size, strict=True))
     images, kernel = numbers(0, batch, *sides, channels[0]), numbers(1, *size, *channels)
-    assert_passes_are_xlas(images, kernel, stride, padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv_products, "CHUNK", chunk)
+        assert_passes_are_xlas(images.astype(dtype), kernel.astype(dtype), strides, padding)
 
 
-def test_a_sum_over_many_rows_is_done_in_parts(monkeypatch):
-    monkeypatch.setattr(conv_products, "_ROWS_OF_A_PART", 16)
-    assert_passes_are_xlas(numbers(0, 2, 8, 8, 5), numbers(1, 3, 3, 5, 7), 1, PAD1)
+@pytest.mark.parametrize(
+    ("batch", "most", "chunks"),
+    [
+        (1, 9, [1]),
+        (8, 8, [8]),
+        (8, 3, [2] * 4),
+        (16, 5, [4] * 4),
+        (7, 3, [3, 3, 1]),
+        (10, 4, [2] * 5),
+        (11, 4, [4, 4, 3]),
+        (3, 0, [1] * 3),
+    ],
+)
+def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, chunks, monkeypatch):
+    monkeypatch.setattr(conv_products, "CHUNK", most * 100)
+    sizes = []
+
+    def compute(a, b):
+        sizes.append(len(a))
+        return a + b, {"sum": b.sum()}
+
+    a, b = jnp.arange(batch * 2.0).reshape(batch, 2), jnp.ones((batch, 2))
+    by_image, sums = conv_products._over_chunks(compute, a, b, numbers_per_image=100)
+    np.testing.assert_array_equal(by_image, a + b)
+    assert sums["sum"] == 2 * batch
+    assert set(sizes) == set(chunks)
 
 
 def test_taps_of_a_3x3_kernel_at_stride_2():
     """Even rows are seen through the kernel's middle row, odd ones through its last and, an output on, its first."""
-    taps = Taps(kernel=3, stride=2, pad=1)
-    assert taps.phases == [0, 1] and taps.first == 0
-    np.testing.assert_array_equal(taps.taps, [[1, 2], [3, 0]])  # 3: there is none
-    assert [tuple(place) for place in taps.places] == [(1, 1), (0, 0), (0, 1)]
-    assert taps.around(length=16, outputs=16) == (0, 1)
+    even, odd = (Taps(kernel=3, stride=2, pad=1, phase=phase) for phase in (0, 1))
+    assert (even.pixels, even.first) == ([1], 0)
+    assert (odd.pixels, odd.first) == ([2, 0], 0)
+    assert conv_products._around([even, odd], length=16, outputs=16) == (0, 1)
 
 
-def test_only_the_phases_that_a_small_kernel_sees():
-    assert Taps(kernel=1, stride=2, pad=0).phases == [0]
+def test_a_small_kernel_does_not_see_all_phases():
+    assert [Taps(kernel=1, stride=2, pad=0, phase=phase).pixels for phase in (0, 1)] == [[0], []]
 
 
 # -------------------------------------------------------------------------------------------- as the network uses it
@@ -104,20 +140,16 @@ def test_gradients_of_the_whole_are_those_of_its_passes():
     doutput = numbers(2, 2, 3, 3, 4)
     output, pull = jax.vjp(lambda *a: conv2d(*a, (2, 2), PAD1, backend="bfloat16"), images, kernel)
     assert {a.dtype for a in (output, *pull(doutput))} == {jnp.dtype(jnp.bfloat16)}
-    assert_close(output, forward(images, kernel, 2, PAD1), 4e-3)  # half of bfloat16's last bit
-    for actual, wanted in zip(pull(doutput), gradients(images, kernel, doutput, 2, PAD1), strict=True):
+    assert_close(output, forward(images, kernel, (2, 2), PAD1), 4e-3)  # half of bfloat16's last bit
+    for actual, wanted in zip(pull(doutput), gradients(images, kernel, doutput, (2, 2), PAD1), strict=True):
         assert_close(actual, wanted, 4e-3)
 
 
-@pytest.mark.parametrize(
-    ("channels", "strides", "dtype"),
-    [(3, (1, 1), "bfloat16"), (16, (2, 1), "bfloat16"), (16, (3, 3), "bfloat16"), (16, (1, 1), "float32")],
-    ids=["few channels", "strides that differ", "stride 3", "float32"],
-)
-def test_what_it_does_not_take_is_computed_in_float32(channels, strides, dtype, monkeypatch):
+@pytest.mark.parametrize(("channels", "dtype"), [(3, "bfloat16"), (16, "float32")])
+def test_few_channels_and_float32_are_convolved_in_float32(channels, dtype, monkeypatch):
     monkeypatch.setattr("jaxresnet.conv.conv_products", None)  # which cannot be called
     images, kernel = numbers(0, 2, 6, 6, channels).astype(dtype), numbers(1, 3, 3, channels, 4).astype(dtype)
-    ours, xlas = (conv2d(images, kernel, strides, PAD1, backend=backend) for backend in ("bfloat16", "cpu"))
+    ours, xlas = (conv2d(images, kernel, (2, 1), PAD1, backend=backend) for backend in ("bfloat16", "cpu"))
     np.testing.assert_array_equal(ours, xlas)
 
 
@@ -176,27 +208,33 @@ def test_training_on_one_device_and_on_two(monkeypatch, tiny_data):
     assert losses["1", 1] == pytest.approx(losses["0", 1], rel=2e-2) and losses["1", 1] != losses["0", 1]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "stride", "products", "gathers"),
+    # At stride 2 the four phases see 1, 1, 2 and 2 rows of the kernel. One of their windows is a slice, two are alike.
+    [(3, 1, 3 + 2 * 3, 3 + 3), (3, 2, 3 + 2 * 6, 3 + 4), (1, 2, 1 + 2 * 1, 0)],
+)
 @pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="is for CPUs")
-def test_what_xla_makes_of_it(stride):
-    """What makes it fast on AMX is seen without: see the module's docstring."""
-    images, kernel = numbers(0, 8, 16, 16, 32), numbers(1, 3, 3, 32, 64)
+def test_what_xla_makes_of_it(size, stride, products, gathers):
+    """What makes it fast where the CPU multiplies bfloat16 is seen on any: see the module's docstring."""
+    images, kernel = numbers(0, 8, 16, 16, 32), numbers(1, size, size, 32, 64)
     doutput = numbers(2, 8, 16 // stride, 16 // stride, 64)
+    padding = PAD1 if size == 3 else ((0, 0), (0, 0))
 
     def passes(images, kernel, doutput):
-        output, pull = jax.vjp(lambda *a: conv_products.conv_products(*a, stride, PAD1), images, kernel)
+        output, pull = jax.vjp(lambda *a: conv_products.conv_products(*a, (stride, stride), padding), images, kernel)
         return output, pull(doutput)
 
-    text = jax.jit(passes, compiler_options=CPU_COMPILER_OPTIONS).lower(images, kernel, doutput).as_text()
-    dots = re.findall(r"stablehlo.dot_general .*", text)
-    assert len(dots) == 3 + (3 + 3 if stride == 1 else 2 + 2)
-    for dot in dots:
-        assert "contracting_dims = [1] x [0]" in dot and re.search(
-            r"xbf16>, tensor<\S+xbf16>\) -> tensor<\S+xf32>", dot
-        )
     compiled = jax.jit(passes, compiler_options=CPU_COMPILER_OPTIONS).lower(images, kernel, doutput).compile().as_text()
+    dots = []
+    for computation in compiled.split("\n\n"):  # each has its own names
+        types = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", computation))
+        for result, *operands, contracted in re.findall(
+            r"= (\w+)\[[\d,]+\]\S* dot\((%[\w.-]+), (%[\w.-]+)\), lhs_contracting_dims=\{(\d)\}", computation
+        ):
+            dots.append((result, *(types[operand] for operand in operands), contracted))
+    assert dots == [("f32", "bf16", "bf16", "1")] * products
     windows = re.findall(r"= (\w+)\[(\d+),(\d+)\]\S* gather\(", compiled)
-    assert len(windows) == (6 if stride == 1 else 5) and {dtype for dtype, *_ in windows} == {"u16"}
+    assert [dtype for dtype, *_ in windows] == ["u16"] * gathers
     moved = re.findall(r"= f32\[([\d,]+)\]\S* (?:pad|slice|transpose|concatenate|gather|reverse)\(", compiled)
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in moved]
     assert all(size <= 9 * 32 * 64 for size in sizes), "nothing in float32 but the kernel's gradient"
@@ -208,43 +246,38 @@ INTEL = "processor : 0\nflags\t\t: fpu avx512f amx_bf16 avx512_fp16 amx_tile amx
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "xla_flags", "found"),
+    ("cpuinfo", "found"),
     [
-        (INTEL, "", True),
-        (INTEL.replace("amx_bf16", "avx512_bf16"), "", False),
-        ("CPU part : 0xd40\nFeatures : asimd bf16\n", "", False),
-        (INTEL, "--xla_cpu_max_isa=AVX512 --xla_other", False),
-        (INTEL, "--xla_cpu_max_isa=AVX2 --xla_cpu_max_isa=AMX_FP16", True),
+        (INTEL, True),
+        (INTEL.replace("amx_bf16", "avx512_bf16"), True),
+        (INTEL.replace("amx_bf16", "avx512_vnni"), False),
+        ("CPU part : 0xd40\nFeatures : asimd bf16\n", False),
+        (None, False),
     ],
+    ids=["AMX", "AVX512-BF16", "neither", "ARM", "the system does not tell"],
 )
-def test_whether_there_is_amx(cpuinfo, xla_flags, found, monkeypatch, tmp_path):
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
+def test_whether_the_cpu_multiplies_bfloat16(cpuinfo, found, monkeypatch, tmp_path):
+    if cpuinfo:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(conv_products, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
-    monkeypatch.setenv("XLA_FLAGS", xla_flags)
     assert multiplies_bfloat16() == found
     for chosen, wanted in (("0", False), ("1", True)):
         monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
         assert multiplies_bfloat16() == wanted
 
 
-def test_no_amx_where_the_system_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
-    monkeypatch.setattr(conv_products, "CPUINFO", tmp_path / "none")
-    assert not multiplies_bfloat16()
-
-
 @pytest.mark.parametrize(
-    ("platform", "dtype", "amx", "backend"),
+    ("platform", "dtype", "bfloat16", "backend"),
     [
-        ("cpu", jnp.bfloat16, "1", "amx"),
+        ("cpu", jnp.bfloat16, "1", "bfloat16"),
         ("cpu", jnp.bfloat16, "0", "cpu"),
         ("cpu", jnp.float32, "1", "cpu"),
         ("gpu", jnp.bfloat16, "1", None),
         (None, jnp.bfloat16, "1", None),
     ],
 )
-def test_which_convolution_a_network_takes(platform, dtype, amx, backend, monkeypatch):
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
+def test_which_convolution_a_network_takes(platform, dtype, bfloat16, backend, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", bfloat16)
     chosen = conv_for(platform, dtype)
     assert chosen is lax.conv_general_dilated if backend is None else chosen.keywords == {"backend": backend}
