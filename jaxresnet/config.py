@@ -75,7 +75,7 @@ class ModelConfig:
     pool_size: int = 4  # side of the average pool over the last feature map, pixels; must cover that map
     num_classes: int = 10
     # Of activations and products; parameters stay float32. auto: bfloat16 where the hardware multiplies it faster (GPUs
-    # since Ampere, TPUs, CPUs with AMX), else float32. A run records which it was.
+    # since Ampere, TPUs, CPUs with AVX512-BF16 or AMX), else float32. A run records which it was.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Weights at the start. pytorch: its default, uniform within sqrt(1 / fan_in), the linear layer's bias too.
     # he: N(0, 2 / fan_in) (He et al. 2015, arXiv 1502.01852); lecun: N(0, 1 / fan_in) (LeCun et al. 1998, "Efficient

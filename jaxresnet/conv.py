@@ -1,19 +1,17 @@
-"""Two-dimensional convolution, with a weight gradient that is fast on CPU; on CPUs with AMX, see `conv_amx`.
+"""Two-dimensional convolution for CPUs: in float32 with gradients that are fast there, in bfloat16 by `conv_products`.
 
-XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the
-images and of the output gradient. On a two-core AVX-512 machine this is the slow pass by far, and it gets slower
-as the batch grows: 26 GFLOP/s at 32x32x64 and batch 128, 18 GFLOP/s at 16x16x128 and batch 512, where the forward
-pass of the same layers runs at 60 to 140. Here it is a sum of matrix products instead. For each row i of the kernel
+XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the images
+and of the output gradient. On a two-core AVX-512 machine this is the slow pass by far, and it gets slower as the batch
+grows: 26 GFLOP/s at 32x32x64 and batch 128, 18 GFLOP/s at 16x16x128 and batch 512, where the forward pass of the same
+layers runs at 60 to 140. Where the stride is not 1 the images' gradient is slow too: a convolution over doutput with
+zeros between its pixels. So these gradients are sums of matrix products here, in chunks that stay in the cache. The
+forward pass, and the images' gradient at stride 1, are XLA's own, which reach the speed of a matrix product.
 
-    dkernel[i] = windows_i(images)^T @ doutput
-
-where `windows_i` lists, for every output position, the run of `kernel width * channels` numbers under row i of the
-kernel: contiguous in NHWC, so a gather copies it at memory speed. The matrix products run at the speed of XLA's dot.
-The forward pass and the gradient of the images stay XLA's own.
-
-Loops (`lax.scan`, `lax.while_loop`) are avoided: inside them XLA on CPU falls back to a naive convolution.
+No convolution may be in a loop (`lax.scan`, `lax.while_loop`), where XLA on CPU falls back to a naive one; matrix
+products may.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -53,8 +51,8 @@ def conv2d(
     """Cross-correlate `images` [N, H, W, C] with `kernel` [kh, kw, C, O]; returns [N, Ho, Wo, O] in images' dtype.
 
     `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
-    `backend` "cpu" takes the weight gradient of this module, computed in float32 whatever the dtype; "amx" takes the
-    products of bfloat16 matrices of `conv_amx` where they are worth it, and else what "cpu" takes; "other" leaves all
+    `backend` "cpu" takes the gradients of this module, computed in float32 whatever the dtype; "bfloat16" takes the
+    products of `conv_products` for bfloat16 images with SMALLEST_CHANNELS, and else what "cpu" takes; "other" leaves all
     passes to XLA. It is an argument because the choice is made while tracing, before devices are known. All give the
     same numbers up to the rounding of images' dtype. On CPU compile the whole training step with
     `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the
@@ -98,10 +96,19 @@ def conv_cpu(
 
 def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
     """What stands for `lax.conv_general_dilated` on a platform ("cpu", "gpu", "tpu"; None for any), for activations of
-    `dtype`."""
+    `dtype`. Warns where that is slow: bfloat16 on a CPU that does not multiply it."""
     if platform != "cpu":
         return lax.conv_general_dilated
-    return partial(conv_cpu, backend="bfloat16" if dtype == jnp.bfloat16 and multiplies_bfloat16() else "cpu")
+    if dtype != jnp.bfloat16:
+        return conv_cpu
+    if multiplies_bfloat16():
+        return partial(conv_cpu, backend="bfloat16")
+    warnings.warn(
+        "precision=bfloat16 on a CPU that cannot multiply it (neither AVX512-BF16 nor AMX): convolutions are computed "
+        "in float32, which is slower than precision=float32",
+        stacklevel=2,
+    )
+    return conv_cpu
 
 
 def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:

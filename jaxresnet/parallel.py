@@ -112,7 +112,7 @@ class Engine:
     """The compiled programs of all runs that differ only in seed, schedule and the optimiser's numbers.
 
     On accelerators one dispatch runs a whole epoch. On CPU each step is a dispatch of its own: inside a loop body
-    XLA:CPU computes weight gradients with a naive convolution, measured 50 times slower.
+    XLA:CPU convolves naively, measured up to 50 times slower.
     """
 
     def __init__(self, config: TrainConfig, num_train: int, devices: Devices):

@@ -10,7 +10,8 @@ BFLOAT16_SINCE = 8.0  # compute capability of NVIDIA's GPUs whose tensor cores m
 
 
 def automatic(device: Any) -> Literal["float32", "bfloat16"]:
-    """bfloat16 where the hardware multiplies it faster than float32: TPUs, GPUs (NVIDIA's since Ampere), CPUs with AMX.
+    """bfloat16 where the hardware multiplies it faster than float32: TPUs, GPUs (NVIDIA's since Ampere), and
+    CPUs with AVX512-BF16 or AMX.
 
     device: a `jax.Device`."""
     if device.platform == "cpu":
