@@ -51,9 +51,9 @@ def conv2d(
     """Cross-correlate `images` [N, H, W, C] with `kernel` [kh, kw, C, O]; returns [N, Ho, Wo, O] in images' dtype.
 
     `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
-    `backend` "cpu" takes the gradients of this module, computed in float32 whatever the dtype; "bfloat16" takes the
-    products of `conv_products` for bfloat16 images with SMALLEST_CHANNELS, and else what "cpu" takes; "other" leaves all
-    passes to XLA. It is an argument because the choice is made while tracing, before devices are known. All give the
+    `backend` "cpu" takes the gradients of this module, computed in float32 whatever the dtype; "bfloat16" takes
+    `conv_products` for bfloat16 images with SMALLEST_CHANNELS, and else what "cpu" takes; "other" leaves all passes to
+    XLA. It is an argument because the choice is made while tracing, before devices are known. All give the
     same numbers up to the rounding of images' dtype. On CPU compile the whole training step with
     `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the
     memory.

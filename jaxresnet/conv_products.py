@@ -114,7 +114,7 @@ def gradients(
 
     def compute(images: Array, doutput: Array) -> tuple[Array, dict[Pair, Array]]:
         dphases = {phase: jnp.zeros((len(images), *size, c), dtype) for phase in np.ndindex(strides)}
-        dkernels = {}  # (C, pixels * O) by the kernel's row and the phase of columns
+        dkernels: dict[Pair, Array] = {}  # (C, pixels * O) by the kernel's row and the phase of columns
         padded = _padded(doutput, around)
         for a, b in seen:
             rows, columns = rows_of[a], columns_of[b]
@@ -129,7 +129,7 @@ def gradients(
     runs = max((len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen), default=1)
     numbers_per_image = runs * size[0] * size[1] * o
     dimages, dkernels = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)
-    by_pixel = {}
+    by_pixel: dict[Pair, Array] = {}
     for (i, b), dkernel in dkernels.items():
         pixels = columns_of[b].pixels
         by_pixel |= {(i, j): part for j, part in zip(pixels, jnp.split(dkernel, len(pixels), 1), strict=True)}
@@ -194,7 +194,7 @@ def _over_chunks(
         return compute(*arrays)
     whole = n // size * size
     shapes = jax.eval_shape(compute, *(array[:size] for array in arrays))[1]
-    zero = sum(empty_sum(array, jnp.float32) for array in arrays)
+    zero = sum((empty_sum(array, jnp.float32) for array in arrays), jnp.float32(0))
     sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
 
     def add(sums: Any, chunk: list[Array]) -> tuple[Any, Array]:
