@@ -62,7 +62,7 @@ def measure(batch: int, side: int, channels: int, stride: int, precision: str, p
     keys = jax.random.split(jax.random.key(0), 3)
     features, outputs = channels * stride, side // stride
     images = jax.random.normal(keys[0], (batch, side, side, channels), precision)
-    kernel = jax.random.normal(keys[1], (3, 3, channels, features)) / channels
+    kernel = jax.random.normal(keys[1], (3, 3, channels, features), precision) / channels
     doutput = jax.random.normal(keys[2], (batch, outputs, outputs, features), precision)
     results = {way: (jnp.zeros_like(doutput), jnp.zeros_like(images), jnp.zeros_like(kernel)) for way in WAYS}
     programs = {}
