@@ -34,15 +34,15 @@ from jaxresnet.environment import environment
 from jaxresnet.results import write_json
 from jaxresnet.tables import aligned
 
-CHUNK = conv_products.CHUNK
+CHUNK = conv_products.NUMBERS_PER_CHUNK
 WAYS: dict[str, Any] = {
     "library": None,
     "XLA": None,
-    "at once": ("jaxresnet.conv_products.CHUNK", 2**60),
-    "half": ("jaxresnet.conv_products.CHUNK", CHUNK // 2),
-    "double": ("jaxresnet.conv_products.CHUNK", CHUNK * 2),
+    "at once": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", 2**60),
+    "half": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", CHUNK // 2),
+    "double": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", CHUNK * 2),
     "unrolled": ("jax.lax.scan", partial(lax.scan, unroll=True)),
-    "16 rows": ("jaxresnet.conv_products._MORE_ROWS", 16),
+    "16 rows": ("jaxresnet.conv_products._ZERO_ROWS", 16),
 }
 
 

@@ -20,6 +20,7 @@ from hlo import Instruction, Program, Shape
 
 import jaxresnet as jr
 from jaxresnet import steps
+from jaxresnet.conv_products import IMAGES, KERNEL
 from jaxresnet.summary import layers
 
 # Parts of a step that are not layers, and the functions, as `steps` calls them, that compute them.
@@ -178,6 +179,9 @@ class Places:
         if not products:
             return None
         product, kernel = products[0].instruction, self._kernels[layer]
+        for scope, gradient in ((IMAGES, "input gradient"), (KERNEL, "weight gradient")):
+            if f"/{scope}/" in product.op_name:
+                return gradient
         makes = _is_kernel(product.result, kernel)
         takes = any(_is_kernel(self._program.operand(product, n), kernel) for n in (0, 1))
         if makes != takes:

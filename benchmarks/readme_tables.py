@@ -15,6 +15,7 @@ from jaxresnet.results import read_results
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FIRST_EPOCHS = "adam_lookahead-published-3-epochs-cpu"
 BENCHMARK = "train_step-cpu.json"
+PRECISION = "precision-published-15000-images-5-epochs-cpu"
 
 # Published test accuracy (%) after epochs 1, 2 and 3, read off the published logs (source: jr.SOURCE).
 ARMS = {
@@ -245,9 +246,9 @@ def sweep_table() -> str:
     return "\n".join(lines)
 
 
-def cpu_profile_table() -> str:
+def cpu_profile_table(file: str = "profile_step-cpu.json") -> str:
     """What `benchmarks/profile_step.py` found of a step on a CPU, by kind of operation."""
-    found = json.loads((RESULTS / "profile_step-cpu.json").read_text())
+    found = json.loads((RESULTS / file).read_text())
     lines = ["| | ms a step | share | floor, ms | floor / seen |", "|---" * 5 + "|"]
     for row in found["kinds"]:
         if row["share"] < 0.001:
@@ -259,9 +260,9 @@ def cpu_profile_table() -> str:
     return "\n".join(lines)
 
 
-def cpu_options_table() -> str:
+def cpu_options_table(file: str = "xla_options-cpu.json") -> str:
     """What `benchmarks/xla_options.py` found on a CPU."""
-    found = json.loads((RESULTS / "xla_options-cpu.json").read_text())
+    found = json.loads((RESULTS / file).read_text())
     lines = ["| options | times as fast as none | range | temporary memory |", "|---|---|---|---|"]
     lines.append(f"| none | 1 | | {found['none']['temporary_bytes'] / 2**20:.0f} MiB |")
     for row in found["candidates"]:
@@ -291,6 +292,41 @@ def cpu_pytorch_table() -> str:
     return "\n".join(lines)
 
 
+def cpu_bfloat16_profile_table() -> str:
+    return cpu_profile_table("profile_step-cpu-bfloat16.json")
+
+
+def cpu_bfloat16_options_table() -> str:
+    return cpu_options_table("xla_options-cpu-bfloat16.json")
+
+
+def conv_passes_table() -> str:
+    """What `benchmarks/conv_passes.py` found of the network's convolutions."""
+    cases = json.loads((RESULTS / "conv_passes-cpu.json").read_text())["cases"]
+    ways = [way for way in cases[0]["library_times_as_fast_as"] if way != "library"]
+    lines = [f"| precision | images | stride | ms | GFLOP/s | {' | '.join(ways)} |", "|---" * (len(ways) + 5) + "|"]
+    for case in cases:
+        shape, against = "x".join(map(str, case["images"])), case["library_times_as_fast_as"]
+        lines.append(
+            f"| {case['precision']} | {shape} | {case['stride']} | {1e3 * case['seconds']['library']:.0f} "
+            f"| {case['library_flops'] / 1e9:.0f} | {' | '.join(f'{against[way]:.2f}' for way in ways)} |"
+        )
+    return "\n".join(lines)
+
+
+def precision_table() -> str:
+    """What `benchmarks/precision_training.py` found: test accuracy and training loss after every epoch."""
+    runs = read_results(RESULTS / PRECISION).runs
+    lines = ["| seed | precision | test accuracy, %, by epoch | training loss, nats, by epoch |", "|---|---|---|---|"]
+    for seed in sorted(runs["float32"]):
+        for arm, of_arm in runs.items():
+            rows = of_arm[seed].rows
+            accuracy, loss = ([row[name] for row in rows] for name in ("test_accuracy", "train_loss"))
+            accuracies, losses = " / ".join(f"{a:.2f}" for a in accuracy), " / ".join(f"{x:.3f}" for x in loss)
+            lines.append(f"| {seed} | {arm} | {accuracies} | {losses} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(results_table())
     for comparison in FIRST_PUBLISHED:
@@ -299,4 +335,5 @@ if __name__ == "__main__":
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
     print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")
-    print(f"\n{cpu_options_table()}\n\n{cpu_profile_table()}\n\n{cpu_pytorch_table()}")
+    print(f"\n{cpu_options_table()}\n\n{cpu_bfloat16_options_table()}\n\n{conv_passes_table()}")
+    print(f"\n{cpu_profile_table()}\n\n{cpu_bfloat16_profile_table()}\n\n{cpu_pytorch_table()}\n\n{precision_table()}")

@@ -1,11 +1,10 @@
 """Two-dimensional convolution for CPUs: in float32 with gradients that are fast there, in bfloat16 by `conv_products`.
 
 XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the images
-and of the output gradient. On a two-core AVX-512 machine this is the slow pass by far, and it gets slower as the batch
-grows: 26 GFLOP/s at 32x32x64 and batch 128, 18 GFLOP/s at 16x16x128 and batch 512, where the forward pass of the same
-layers runs at 60 to 140. Where the stride is not 1 the images' gradient is slow too: a convolution over doutput with
-zeros between its pixels. So these gradients are sums of matrix products here, in chunks that stay in the cache. The
-forward pass, and the images' gradient at stride 1, are XLA's own, which reach the speed of a matrix product.
+and of the output gradient, and where the stride is not 1, the images' gradient as one over doutput with zeros between
+its pixels. Both are slow there (`benchmarks/conv_passes.py`). So these gradients are sums of matrix products here, in
+chunks that stay in the cache. The forward pass, and the images' gradient at stride 1, are XLA's own, which reach the
+speed of a matrix product.
 
 No convolution may be in a loop (`lax.scan`, `lax.while_loop`), where XLA on CPU falls back to a naive one; matrix
 products may.
@@ -13,14 +12,14 @@ products may.
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxresnet.conv_products import conv_products, empty_sum, gradients, kernel_gradient, multiplies_bfloat16
+from jaxresnet.conv_products import convolve, empty_sum, gradients, kernel_gradient, multiplies_bfloat16
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -37,7 +36,7 @@ CPU_COMPILER_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
-SMALLEST_CHANNELS = 16  # with fewer (the stem has 3) the matrices of bfloat16 are thin: left to XLA's convolution
+SMALLEST_CHANNELS = 16  # with fewer (the stem has 3) matrices of bfloat16 are thin: computed in float32
 
 
 def conv2d(
@@ -65,7 +64,7 @@ def conv2d(
     # XLA removes the added zeros.
     kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
     if backend == "bfloat16" and images.dtype == jnp.bfloat16 and kernel.shape[2] >= SMALLEST_CHANNELS:
-        return conv_products(images + empty_sum(kernel, images.dtype), kernel32, strides, padding)
+        return convolve(images + empty_sum(kernel, images.dtype), kernel32, strides, padding)
     images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
     return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
 
@@ -96,19 +95,25 @@ def conv_cpu(
 
 def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
     """What stands for `lax.conv_general_dilated` on a platform ("cpu", "gpu", "tpu"; None for any), for activations of
-    `dtype`. Warns where that is slow: bfloat16 on a CPU that does not multiply it."""
+    `dtype`. Warns, once, of bfloat16 on a CPU that does not multiply it."""
     if platform != "cpu":
         return lax.conv_general_dilated
     if dtype != jnp.bfloat16:
         return conv_cpu
     if multiplies_bfloat16():
         return partial(conv_cpu, backend="bfloat16")
-    warnings.warn(
-        "precision=bfloat16 on a CPU that cannot multiply it (neither AVX512-BF16 nor AMX): convolutions are computed "
-        "in float32, which is slower than precision=float32",
-        stacklevel=2,
-    )
+    _warn_of_bfloat16()
     return conv_cpu
+
+
+@cache
+def _warn_of_bfloat16() -> None:
+    """Once a process."""
+    warnings.warn(
+        "precision=bfloat16 on a CPU not known to multiply it (by AVX512-BF16 or AMX): convolutions are computed in "
+        "float32. JAXRESNET_CPU_BFLOAT16=1 computes them in bfloat16",
+        stacklevel=3,
+    )
 
 
 def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:

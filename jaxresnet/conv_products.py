@@ -1,33 +1,34 @@
 """Two-dimensional convolution as matrix products, for CPUs.
 
-XLA on CPU multiplies matrices at the speed of the hardware, bfloat16 ones too: with float32 results, at twice the speed
-of float32 with AVX512-BF16, more with AMX, the matrix unit of Intel's server processors since Sapphire Rapids.
-Convolutions it turns into float32, and of their gradients only that for the images, at stride 1, comes near that speed.
-Here every pass is a few products. With `windows_i(x)` for what row i of the kernel covers at every output position,
-`kernel width * channels` numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
+XLA on CPU multiplies matrices at the speed of the hardware, bfloat16 ones with float32 results too: faster than float32
+with AVX512-BF16, and more so with AMX, the matrix unit of Intel's server processors since Sapphire Rapids. Convolutions
+it computes in float32, and of their gradients only that for the images, at stride 1, comes near that speed. Here every
+pass is a few products: in bfloat16 all passes are computed so, in float32 the gradients that are slow otherwise (see
+`conv`). With `windows_i(x)` for what row i of the kernel covers at every output position, `kernel width * channels`
+numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
 
-    output     = sum over i of windows_i(images) @ kernel[i]
-    dimages    = sum over d of windows_d(doutput) @ turned[d]
-    dkernel[d] = images^T @ windows_d(doutput)
+    output              = sum over i of windows_i(images) @ kernel[i]
+    dimages             = sum over d of windows_d(doutput) @ turned[d]
+    dkernel, turned, [d] = images^T @ windows_d(doutput)
 
 A gradient looks from a pixel of the images at the outputs that it went into. At stride 1 these are as many as the
 kernel has pixels, and `turned` is the kernel rotated by 180 degrees. At stride 2 they are others for even and odd rows
 and columns: each of these four phases of the images has gradients of its own, with its own pixels of the kernel
 (`Taps`). Both gradients share the windows of the output's gradient.
 
-All this goes over the batch in chunks, whose windows stay in the processor's cache: as a loop (`lax.scan`), for which
-there is less to compile, and in which XLA:CPU multiplies matrices as fast as outside. Convolutions it does not: none of
-those may be in a loop.
+All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache of a processor: as a
+loop (`lax.scan`), for which there is less to compile. XLA:CPU multiplies matrices in a loop as fast as outside;
+convolutions it does not: none of those may be in a loop.
 
 What XLA must be kept from (jaxlib 0.10.2):
 - it does everything but products of bfloat16 in float32, so numbers are moved as uint16;
-- it would fuse a reshape into the gather, at ten times the time: so the gather makes two dimensions, and the images lie
-  in one;
-- it would fold a transposition into the product, at a third of the speed, and AMX then cannot do it: rows of zeros
-  beside the transposed prevent it.
+- it would fuse a reshape into the gather, which is then no longer a copy of runs: so the gather makes two dimensions,
+  and the images lie in one;
+- it would fold a transposition into the product, which is then one of float32, and slow: a row of zeros beside the
+  transposed prevents it.
 
-AMX itself has only been seen to speed up a prototype of this (128 images a step: three times XLA's speed, 1.2 to 1.3
-times PyTorch's in float32). Measurements of this file are in docs/performance.md.
+`benchmarks/conv_passes.py` measures this against XLA's convolution and other ways (docs/performance.md). With AMX only
+a prototype of it has been measured (128 images a step: three times XLA's speed, 1.2 to 1.3 times PyTorch's in float32).
 """
 
 import os
@@ -46,13 +47,18 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 CPUINFO = Path("/proc/cpuinfo")
-CHUNK = 5 * 2**19  # numbers in the windows of a chunk of the batch; half and twice as many are slower
-_MORE_ROWS = 1  # of zeros, beside a transposed matrix; more are slower
+NUMBERS_PER_CHUNK = 5 * 2**19  # in the windows of a chunk of the batch
+# Names of scopes, by which a profile tells the gradients apart.
+IMAGES, KERNEL = "input_gradient", "weight_gradient"
+_ZERO_ROWS = 1  # beside a transposed matrix
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for products of bfloat16: AVX512-BF16 or AMX. JAXRESNET_CPU_BFLOAT16=0 says no,
-    1 says yes, whatever there is. Where the system does not tell (there is no /proc/cpuinfo), no."""
+    1 says yes, whatever there is. Where the system does not tell (there is no /proc/cpuinfo), no.
+
+    XLA's option for fewer instructions (--xla_cpu_max_isa) does not matter: its library for products does not heed it.
+    """
     chosen = os.environ.get("JAXRESNET_CPU_BFLOAT16", "")
     if chosen in ("0", "1"):
         return chosen == "1"
@@ -61,40 +67,50 @@ def multiplies_bfloat16() -> bool:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv_products(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+def convolve(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
     """Cross-correlate `images` (N, H, W, C) with `kernel` (kh, kw, C, O), which is rounded to images' dtype.
 
     strides: (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros, each less than the kernel's size.
     Returns (N, Ho, Wo, O) in images' dtype. Everything is added up in float32; the gradient of a float32 kernel stays
-    so.
+    so. For reverse mode, once: second derivatives raise NotImplementedError, `jax.jvp` TypeError.
     """
     return forward(images, kernel, strides, padding, images.dtype)
 
 
+@jax.custom_jvp
+def _not_differentiable(x: Any) -> Any:
+    return x
+
+
+@_not_differentiable.defjvp
+def _raise(*_: Any) -> Any:  # else they were zero, as those of the bits are
+    raise NotImplementedError("bfloat16 convolutions on a CPU have first derivatives only: use precision='float32'")
+
+
 def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
-    return conv_products(images, kernel, strides, padding), (images, kernel)
+    return convolve(images, kernel, strides, padding), (images, kernel)
 
 
 def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
-    images, kernel = residuals
+    images, kernel, doutput = _not_differentiable((*residuals, doutput))
     dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
     return dimages, dkernel.astype(kernel.dtype)
 
 
-conv_products.defvjp(_forward, _backward)
+convolve.defvjp(_forward, _backward)
 
 
 def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype: Any = jnp.float32) -> Array:
     """The convolution, in `dtype`."""
     kh, kw, c, o = kernel.shape
     lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
-    ho, wo = ((length + sum(pad) - k) // stride + 1 for length, pad, k, stride in lengths)
+    ho, wo = (max(0, (length + sum(pad) - k) // stride + 1) for length, pad, k, stride in lengths)
     matrices = _as_bits(kernel.astype(images.dtype)).reshape(kh, kw * c, o)
 
     def compute(images: Array) -> tuple[Array, tuple[()]]:
         windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo))
         output = _sum_of_products(windows, map(_as_numbers, matrices))
-        return output.astype(dtype).reshape(-1, ho, wo, o), ()
+        return output.astype(dtype).reshape(len(images), ho, wo, o), ()
 
     return _over_chunks(compute, images, numbers_per_image=kh * ho * wo * kw * c)[0]
 
@@ -120,35 +136,40 @@ def gradients(
             rows, columns = rows_of[a], columns_of[b]
             first = (rows.first + around[0][0], columns.first + around[1][0])
             windows = _windows(padded, (len(rows.pixels), len(columns.pixels)), (1, 1), first, size)
-            turned = [_side_by_side_transposed(bits[i], columns.pixels) for i in rows.pixels]
-            dphases[a, b] = _sum_of_products(windows, turned).astype(dtype).reshape(-1, *size, c)
-            transposed = _transposed(_phase(images, strides, (a, b), size))
-            dkernels |= {(i, b): _product(transposed, run)[:c] for i, run in zip(rows.pixels, windows, strict=True)}
-        return _interleaved(dphases, strides)[:, :h, :w], dkernels
+            with jax.named_scope(IMAGES):
+                turned = [_side_by_side_transposed(bits[i], columns.pixels) for i in rows.pixels]
+                dphases[a, b] = _sum_of_products(windows, turned).astype(dtype).reshape(len(images), *size, c)
+            with jax.named_scope(KERNEL):
+                transposed = _transposed(_phase(images, strides, (a, b), size))
+                for i, row in zip(rows.pixels, windows, strict=True):
+                    dkernels[i, b] = _product(transposed, row)[:c]
+        with jax.named_scope(IMAGES):
+            return _interleaved(dphases, strides, (h, w)), dkernels
 
-    runs = max((len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen), default=1)
-    numbers_per_image = runs * size[0] * size[1] * o
+    pixels = max(len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen)
+    numbers_per_image = pixels * size[0] * size[1] * o
     dimages, dkernels = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)
     by_pixel: dict[Pair, Array] = {}
     for (i, b), dkernel in dkernels.items():
-        pixels = columns_of[b].pixels
-        by_pixel |= {(i, j): part for j, part in zip(pixels, jnp.split(dkernel, len(pixels), 1), strict=True)}
+        columns = columns_of[b].pixels
+        by_pixel |= {(i, j): part for j, part in zip(columns, jnp.split(dkernel, len(columns), 1), strict=True)}
     return dimages, jnp.stack([by_pixel[place] for place in np.ndindex(kh, kw)]).reshape(kernel.shape)
 
 
 def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, padding: Padding) -> Array:
-    """The gradient (*size, C, O) alone, in float32, from windows of the images: for few channels, or where the images'
-    own gradient is computed otherwise."""
+    """The gradient (*size, C, O) alone, in float32, from windows of the images: for where the images' own gradient is
+    computed otherwise."""
     kh, kw = size
     c, (_, ho, wo, o) = images.shape[3], doutput.shape
 
     def compute(images: Array, doutput: Array) -> tuple[Array, Array]:
         windows, doutput = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo)), doutput.reshape(-1, o)
-        if kw * c < o:  # the smaller one is transposed
-            dkernels = [_product(_transposed(run), doutput)[: kw * c] for run in windows]
-        else:
-            transposed = _transposed(doutput)
-            dkernels = [_product(transposed, run)[:o].T for run in windows]
+        with jax.named_scope(KERNEL):
+            if kw * c < o:  # the smaller one is transposed
+                dkernels = [_product(_transposed(row), doutput)[: kw * c] for row in windows]
+            else:
+                transposed = _transposed(doutput)
+                dkernels = [_product(transposed, row)[:o].T for row in windows]
         return images[:, :0], jnp.stack(dkernels)
 
     numbers_per_image = kh * ho * wo * kw * c
@@ -182,15 +203,16 @@ def _around(taps: list[Taps], length: int, outputs: int) -> Pair:
 def _over_chunks(
     compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int
 ) -> tuple[Array, Any]:
-    """`compute(*arrays)`, with so many images at a time that their windows have no more than CHUNK numbers.
+    """`compute(*arrays)`, with so many images at a time that their windows have no more than NUMBERS_PER_CHUNK, but one
+    at least. As many in every chunk, where a divisor of the batch is at least half of that.
 
     arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images).
     """
     n = len(arrays[0])
-    most = max(1, min(n, CHUNK // numbers_per_image))
-    even = max(size for size in range(1, most + 1) if n % size == 0)
-    size = even if 2 * even >= most else most  # of all chunks but the last
-    if size == n:
+    largest = max(1, min(n, NUMBERS_PER_CHUNK // max(1, numbers_per_image)))
+    divisor = max(size for size in range(1, largest + 1) if n % size == 0)
+    size = divisor if 2 * divisor >= largest else largest
+    if size >= n:
         return compute(*arrays)
     whole = n // size * size
     shapes = jax.eval_shape(compute, *(array[:size] for array in arrays))[1]
@@ -201,11 +223,12 @@ def _over_chunks(
         by_image, more = compute(*map(_as_numbers, chunk))
         return jax.tree.map(jnp.add, sums, more), _as_bits(by_image)
 
-    in_chunks = [_as_bits(array[:whole]).reshape(-1, size, *array.shape[1:]) for array in arrays]
-    sums, by_image = lax.scan(add, sums, in_chunks)
+    bits = [_as_bits(array) for array in arrays]
+    chunks = [array[:whole].reshape(n // size, size, *array.shape[1:]) for array in bits]
+    sums, by_image = lax.scan(add, sums, chunks)
     by_image = by_image.reshape(whole, *by_image.shape[2:])
     if whole < n:
-        sums, rest = add(sums, [array[whole:] for array in arrays])
+        sums, rest = add(sums, [array[whole:] for array in bits])
         by_image = jnp.concatenate([by_image, rest])
     return _as_numbers(by_image), sums
 
@@ -254,7 +277,7 @@ def _sum_of_products(rows: Iterable[Array], matrices: Iterable[Array]) -> Array:
 
 def _transposed(a: Array) -> Array:
     """(rows, columns) -> (columns, rows), and rows of zeros."""
-    return _as_numbers(jnp.pad(_as_bits(a).T, ((0, _MORE_ROWS), (0, 0))))
+    return _as_numbers(jnp.pad(_as_bits(a).T, ((0, _ZERO_ROWS), (0, 0))))
 
 
 def _side_by_side_transposed(row: Array, pixels: list[int]) -> Array:
@@ -272,13 +295,14 @@ def _phase(images: Array, strides: Pair, phase: Pair, size: Pair) -> Array:
     return _as_numbers(bits[:, phase[0] :: strides[0], phase[1] :: strides[1]].reshape(-1, c))
 
 
-def _interleaved(phases: dict[Pair, Array], strides: Pair) -> Array:
-    """The inverse, from all phases, each (N, *size, C): (N, strides[0] * size[0], strides[1] * size[1], C)."""
+def _interleaved(phases: dict[Pair, Array], strides: Pair, size: Pair) -> Array:
+    """The inverse, from all phases, each (N, height, width, C): (N, *size, C), without what is beyond the border."""
     if strides == (1, 1):
         return phases[0, 0]
-    n, height, _, c = phases[0, 0].shape
+    n, height, width, c = phases[0, 0].shape
     rows = [
-        jnp.stack([_as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, -1, c)
+        jnp.stack([_as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, strides[1] * width, c)
         for a in range(strides[0])
     ]
-    return _as_numbers(jnp.stack(rows, 2).reshape(n, strides[0] * height, -1, c))
+    whole = jnp.stack(rows, 2).reshape(n, strides[0] * height, strides[1] * width, c)
+    return _as_numbers(whole[:, : size[0], : size[1]])

@@ -90,13 +90,15 @@ def test_padding_wider_than_the_kernel_against_numpy(backend):
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-@pytest.mark.parametrize(("batch", "loops"), [(2, 0), (5, 1), (6, 1)])
-def test_batch_in_chunks(monkeypatch, strides, batch, loops):
-    """Two images a chunk, and a smaller last chunk for 5."""
-    monkeypatch.setattr(conv_products, "CHUNK", 2 * 8 * 8 * 9 * 4)
+@pytest.mark.parametrize(("batch", "in_the_loop"), [(3, None), (6, 3), (7, 3)])
+def test_batch_in_chunks(monkeypatch, strides, batch, in_the_loop):
+    """Three images a chunk, and a smaller last chunk for 7."""
+    windows_of_an_image = 8 * 8 * (9 if strides == (1, 1) else 4) * 4  # of one phase
+    monkeypatch.setattr(conv_products, "NUMBERS_PER_CHUNK", 3 * windows_of_an_image)
     images, kernel = random_case((batch, 8 * strides[0], 8 * strides[0], 4), (3, 3, 4, 4))
     jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("cpu", images, kernel, strides, PAD1))())
-    assert jaxpr.count(" scan[") == loops
+    assert jaxpr.count(" scan[") == (in_the_loop is not None)
+    assert (f"f32[2,{in_the_loop},8,8,4]" in jaxpr) == (in_the_loop is not None)
     assert_same_as_xla(images, kernel, strides, PAD1)
 
 

@@ -23,7 +23,7 @@ def device(platform, **more):
 
 
 @pytest.mark.parametrize(
-    ("one", "amx", "precision"),
+    ("one", "cpu_does", "precision"),
     [
         (device("cpu"), "0", "float32"),
         (device("cpu"), "1", "bfloat16"),
@@ -35,8 +35,8 @@ def device(platform, **more):
     ],
     ids=lambda value: str(getattr(value, "__dict__", value)),
 )
-def test_where_bfloat16_is_faster(one, amx, precision, monkeypatch):
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
+def test_where_bfloat16_is_faster(one, cpu_does, precision, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", cpu_does)
     assert automatic(one) == precision
     assert resolved(TrainConfig(), one).model == ModelConfig(precision=precision)
     for chosen in ("float32", "bfloat16"):
@@ -54,10 +54,10 @@ def test_it_is_the_default_but_for_the_published_runs():
             assert experiment.arms("x", protocol)["A"].model.precision == precision
 
 
-@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
-@pytest.mark.parametrize(("amx", "precision"), [("0", "float32"), ("1", "bfloat16")])
-def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_path):
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", amx)
+@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU multiplies bfloat16")
+@pytest.mark.parametrize(("cpu_does", "precision"), [("0", "float32"), ("1", "bfloat16")])
+def test_a_run_records_what_it_was(cpu_does, precision, monkeypatch, tiny_data, tmp_path):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", cpu_does)
     fit(AUTO, tiny_data, tmp_path / "run", devices=ONE)
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.record(checkpoints.last_step())["config"]["model"]["precision"] == precision
@@ -66,7 +66,7 @@ def test_a_run_records_what_it_was(amx, precision, monkeypatch, tiny_data, tmp_p
     assert written["arms"]["arm"]["model"]["precision"] == precision
 
 
-@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU has AMX")
+@pytest.mark.skipif(ONE[0].platform != "cpu", reason="sets whether a CPU multiplies bfloat16")
 @pytest.mark.parametrize("began", ["0", "1"])
 def test_a_comparison_goes_on_in_the_precision_it_was_begun_in(began, monkeypatch, tiny_data, tmp_path):
     """On another device it may be another that suits it."""
