@@ -375,7 +375,8 @@ def test_the_whole_program(whole_epochs, stages, tmp_path, monkeypatch, capsys):
     for layer in layers_of(config):
         for step_name in ("forward", "weight gradient", "input gradient") if layer.macs else ():
             if (layer.name, step_name) != ("conv1", "input gradient"):
-                assert places[layer.name, step_name]["flops"] == pytest.approx(2 * 14 * layer.macs), layer
+                zeros = 1 / 6 if step_name == "weight gradient" else 0  # on a CPU, a row of them beside 6 or more
+                assert 1 <= places[layer.name, step_name]["flops"] / (2 * 14 * layer.macs) < 1.001 + zeros, layer
     forward = sum(row["flops"] for (_, step_name), row in places.items() if step_name == "forward")
     assert forward == pytest.approx(2 * 14 * jr.count_macs(config))
     # XLA's copies of what a loop carries along can be far from anything with a name.
