@@ -11,23 +11,27 @@ same augmentation for a seed, so their difference is what rounding does. On a CP
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jaxresnet as jr
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the comparison")
     parser.add_argument("--data", help="CIFAR-10, in any form that jr.load_cifar10 takes")
     parser.add_argument("--epochs", type=int, default=51)
     parser.add_argument("--train-size", type=int, help="use only the first so many training images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args = parser.parse_args()
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--width", type=int, default=64)
+    args = parser.parse_args(argv)
     os.environ["JAXRESNET_CPU_BFLOAT16"] = "1"
-    run = replace(jr.published["adam_512"].config, num_epochs=args.epochs, train_size=args.train_size)
-    arms = {p: replace(run, model=replace(run.model, precision=p)) for p in ("float32", "bfloat16")}
+    changes = {"num_epochs": args.epochs, "train_size": args.train_size, "batch_size": args.batch_size}
+    run = replace(jr.published["adam_512"].config, **changes)
+    arms = {p: replace(run, model=replace(run.model, precision=p, width=args.width)) for p in ("float32", "bfloat16")}
     data = jr.load_cifar10(args.data)
     report = jr.compare(arms, args.seeds, data, args.out, name="precision", protocol="published").report
     print(f"{report.table}\n\n{report.verdict}")

@@ -1,4 +1,5 @@
-"""The programs that measure compiling, sweeps and XLA's options, each as small as can be, and the script for a GPU."""
+"""The programs that measure compiling, sweeps, XLA's options, convolutions and precisions, each as small as can be, and
+the script for a GPU."""
 
 import json
 import os
@@ -23,6 +24,8 @@ from jaxresnet.parallel import Engine, Program
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compiling
+import conv_passes
+import precision_training
 import sweep
 import xla_options
 
@@ -82,6 +85,31 @@ def test_what_is_compiled_without_data_is_what_a_run_needs(tiny_data, monkeypatc
     jr.fit(config, tiny_data, devices=devices)
     assert sorted(prepared) == sorted(texts)
     assert events["programs"] == len(texts) == (3 if devices[0].platform == "cpu" else 2)
+
+
+# ------------------------------------------------------------------------------ conv_passes.py, precision_training.py
+
+
+@pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="is for CPUs")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_ways_to_convolve_take_turns(precision):
+    found = conv_passes.measure(batch=2, side=4, channels=16, stride=2, precision=precision, pairs=2)
+    assert found["images"] == [4, 4, 16] and found["features"] == 32
+    assert found["seconds"].keys() == found["library_times_as_fast_as"].keys() == conv_passes.WAYS.keys()
+    assert found["library_times_as_fast_as"]["library"] == 1 and all(len(each) == 2 for each in found["times"].values())
+
+
+def test_both_precisions_train_from_the_same_start(tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jr, "load_cifar10", {"folder": tiny_data}.__getitem__)
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")  # which the program changes
+    out = tmp_path / "out"
+    size = ["--width", "2", "--epochs", "1", "--seeds", "0", "--batch-size", "64"]
+    precision_training.main([str(out), "--data", "folder", *size])
+    float32, bfloat16 = (json.loads((out / f"runs/{arm}-seed0.json").read_text()) for arm in ("float32", "bfloat16"))
+    assert float32["config"]["model"].pop("precision") == "float32"
+    assert bfloat16["config"]["model"].pop("precision") == "bfloat16"
+    assert float32["config"] == bfloat16["config"] and float32["config"]["num_epochs"] == 1
+    assert "bfloat16" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------- sweep.py
