@@ -260,9 +260,9 @@ def cpu_profile_table(file: str = "profile_step-cpu.json") -> str:
     return "\n".join(lines)
 
 
-def cpu_options_table(file: str = "xla_options-cpu.json") -> str:
+def cpu_options_table() -> str:
     """What `benchmarks/xla_options.py` found on a CPU."""
-    found = json.loads((RESULTS / file).read_text())
+    found = json.loads((RESULTS / "xla_options-cpu.json").read_text())
     lines = ["| options | times as fast as none | range | temporary memory |", "|---|---|---|---|"]
     lines.append(f"| none | 1 | | {found['none']['temporary_bytes'] / 2**20:.0f} MiB |")
     for row in found["candidates"]:
@@ -294,10 +294,6 @@ def cpu_pytorch_table() -> str:
 
 def cpu_bfloat16_profile_table() -> str:
     return cpu_profile_table("profile_step-cpu-bfloat16.json")
-
-
-def cpu_bfloat16_options_table() -> str:
-    return cpu_options_table("xla_options-cpu-bfloat16.json")
 
 
 def conv_passes_table() -> str:
@@ -335,5 +331,5 @@ if __name__ == "__main__":
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
     print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")
-    print(f"\n{cpu_options_table()}\n\n{cpu_bfloat16_options_table()}\n\n{conv_passes_table()}")
+    print(f"\n{cpu_options_table()}\n\n{conv_passes_table()}")
     print(f"\n{cpu_profile_table()}\n\n{cpu_bfloat16_profile_table()}\n\n{cpu_pytorch_table()}\n\n{precision_table()}")

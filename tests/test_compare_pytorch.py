@@ -321,7 +321,8 @@ def test_the_rival_trains(with_pytorch, monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (32, 32, 32, 3), np.uint8), rng.integers(0, 10, 32, np.int32)
     optim = jr.OptimConfig(lookahead=False)
-    config = jr.TrainConfig(jr.ModelConfig(width=8), optim=optim, batch_size=16, val_size=0, selection="last")
+    model = jr.ModelConfig(width=8, precision="float32")
+    config = jr.TrainConfig(model, optim=optim, batch_size=16, val_size=0, selection="last")
     unit = pytorch_step.set_up("eager", config, "cpu", images, labels)
     for _ in range(10):  # of two steps each; the loss is 2.4 at first
         unit.run()
