@@ -316,6 +316,8 @@ def precision_table() -> str:
     lines = ["| seed | precision | test accuracy, %, by epoch | training loss, nats, by epoch |", "|---|---|---|---|"]
     for seed in sorted(runs["float32"]):
         for arm, of_arm in runs.items():
+            if seed not in of_arm:
+                continue
             rows = of_arm[seed].rows
             accuracy, loss = ([row[name] for row in rows] for name in ("test_accuracy", "train_loss"))
             accuracies, losses = " / ".join(f"{a:.2f}" for a in accuracy), " / ".join(f"{x:.3f}" for x in loss)
