@@ -316,7 +316,7 @@ def precision_table() -> str:
     lines = ["| seed | precision | test accuracy, %, by epoch | training loss, nats, by epoch |", "|---|---|---|---|"]
     for seed in sorted(runs["float32"]):
         for arm, of_arm in runs.items():
-            if seed not in of_arm:
+            if not (seed in of_arm and of_arm[seed].rows):
                 continue
             rows = of_arm[seed].rows
             accuracy, loss = ([row[name] for row in rows] for name in ("test_accuracy", "train_loss"))
