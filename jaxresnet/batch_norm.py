@@ -27,8 +27,9 @@ def batch_norm(x: Array, scale: Array, bias: Array, eps: float, axis_name: str |
 
 
 def _forward(x: Array, scale: Array, bias: Array, eps: float, axis_name: str | None):
-    x32 = at_least_float32(x)
-    means = _sums(x32, jnp.square(x32)) / (x.size // x.shape[-1])
+    bar = lax.optimization_barrier
+    x = bar(x)
+    means = _sums(at_least_float32(bar(x)), jnp.square(at_least_float32(bar(bar(x))))) / (x.size // x.shape[-1])
     mean, square = means if axis_name is None else lax.pmean(means, axis_name)
     var = jnp.maximum(square - jnp.square(mean), 0)  # rounding can take it below zero
     factor = lax.rsqrt(var + eps)
@@ -38,9 +39,12 @@ def _forward(x: Array, scale: Array, bias: Array, eps: float, axis_name: str | N
 
 def _backward(eps: float, axis_name: str | None, residuals, cotangents):
     x, scale, mean, factor = residuals
-    dy = at_least_float32(cotangents[0])
+    bar = lax.optimization_barrier
+    x, dy = bar((x, cotangents[0]))
+    x1, dy1, mean1, factor1 = bar((x, dy, mean, factor))
+    dbias, dscale = sums = _sums(at_least_float32(bar(dy)), at_least_float32(dy1) * ((x1 - mean1) * factor1))
+    dy = at_least_float32(dy)
     normalised = (x - mean) * factor
-    dbias, dscale = sums = _sums(dy, dy * normalised)
     count = x.size // x.shape[-1]
     if axis_name is not None:
         sums = lax.pmean(sums, axis_name)
