@@ -58,6 +58,19 @@ INITIALIZERS = {
 }
 
 
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """max(x, 0), whose gradient looks at the result where `jax.nn.relu`'s looks at x: then x need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_backward(y: Array, dy: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, dy, 0),)
+
+
+relu.defvjp(lambda x: (relu(x),) * 2, _relu_backward)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) as PyTorch computes it.
 
@@ -143,10 +156,10 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> (B, H / stride, W / stride, features)."""
-        y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = relu(self.bn1(self.conv1(x), train))
         y = self.bn2(self.conv2(y), train)
         shortcut = self.shortcut_bn(self.shortcut_conv(x), train) if self.project else x
-        return jax.nn.relu(y + shortcut)
+        return relu(y + shortcut)
 
 
 class ResNet(nnx.Module):
@@ -186,7 +199,7 @@ class ResNet(nnx.Module):
         """
         self.config.check_pool(images.shape[1])
         x = images.astype(self.dtype)
-        x = jax.nn.relu(self.bn1(self.conv1(x), train))
+        x = relu(self.bn1(self.conv1(x), train))
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)
