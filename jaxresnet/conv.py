@@ -37,8 +37,6 @@ CPU_COMPILER_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
-SMALLEST_CHANNELS = 16  # with fewer (the stem has 3) matrices of bfloat16 are thin: computed in float32
-
 
 def conv2d(
     images: jax.Array,
@@ -52,7 +50,7 @@ def conv2d(
 
     `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
     `backend` "cpu" takes the gradients of this module, computed in float32 whatever the dtype; "bfloat16" takes
-    `conv_products` for bfloat16 images with SMALLEST_CHANNELS, and else what "cpu" takes; "other" leaves all passes to
+    `conv_products` for bfloat16 images, and else what "cpu" takes; "other" leaves all passes to
     XLA. It is an argument because the choice is made while tracing, before devices are known. All give the
     same numbers up to the rounding of images' dtype. On CPU compile the whole training step with
     `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the
@@ -64,7 +62,7 @@ def conv2d(
     # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
     # XLA removes the added zeros.
     kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
-    if backend == "bfloat16" and images.dtype == jnp.bfloat16 and kernel.shape[2] >= SMALLEST_CHANNELS:
+    if backend == "bfloat16" and images.dtype == jnp.bfloat16:
         return convolve(images + empty_sum(kernel, images.dtype), kernel32, strides, padding)
     images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
     return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)

@@ -47,6 +47,7 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 CPUINFO = Path("/proc/cpuinfo")
+FEW_CHANNELS = 16  # with fewer, as in the stem, all of a window is one row of a matrix
 NUMBERS_PER_CHUNK = 5 * 2**19  # in the windows of a chunk of the batch
 # Names of scopes, by which a profile tells the gradients apart.
 IMAGES, KERNEL = "input_gradient", "weight_gradient"
@@ -94,6 +95,8 @@ def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
 def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
     images, kernel, doutput = _not_differentiable((*residuals, doutput))
     dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
+    if kernel.shape[2] < FEW_CHANNELS:
+        dkernel = kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
     return dimages, dkernel.astype(kernel.dtype)
 
 
@@ -105,14 +108,15 @@ def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype
     kh, kw, c, o = kernel.shape
     lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
     ho, wo = (max(0, (length + sum(pad) - k) // stride + 1) for length, pad, k, stride in lengths)
-    matrices = _as_bits(kernel.astype(images.dtype)).reshape(kh, kw * c, o)
+    matrix = _as_bits(kernel.astype(images.dtype)).reshape(-1, o)
 
     def compute(images: Array) -> tuple[Array, tuple[()]]:
-        windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo))
-        output = _sum_of_products(windows, map(_as_numbers, matrices))
+        windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
+        output = _sum_of_products(windows, map(_as_numbers, jnp.split(matrix, len(windows))))
         return output.astype(dtype).reshape(len(images), ho, wo, o), ()
 
-    return _over_chunks(compute, images, numbers_per_image=kh * ho * wo * kw * c)[0]
+    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # in the windows, or in bfloat16's size of the result
+    return _over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
 
 
 def gradients(
@@ -163,16 +167,17 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
     c, (_, ho, wo, o) = images.shape[3], doutput.shape
 
     def compute(images: Array, doutput: Array) -> tuple[Array, Array]:
-        windows, doutput = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo)), doutput.reshape(-1, o)
+        windows = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
+        numbers, doutput = windows[0].shape[1], doutput.reshape(-1, o)
         with jax.named_scope(KERNEL):
-            if kw * c < o:  # the smaller one is transposed
-                dkernels = [_product(_transposed(row), doutput)[: kw * c] for row in windows]
+            if numbers < o:  # the smaller one is transposed
+                dkernels = [_product(_transposed(row), doutput)[:numbers] for row in windows]
             else:
                 transposed = _transposed(doutput)
                 dkernels = [_product(transposed, row)[:o].T for row in windows]
         return images[:, :0], jnp.stack(dkernels)
 
-    numbers_per_image = kh * ho * wo * kw * c
+    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo
     dkernel = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)[1]
     return dkernel.reshape(kh, kw, c, o)
 
@@ -249,14 +254,18 @@ def _padded(x: Array, around: Padding) -> Array:
     return lax.pad(bits, jnp.zeros((), bits.dtype), ((0, 0, 0), *((*pad, 0) for pad in around), (0, 0, 0)))
 
 
-def _windows(bits: Array, size: Pair, strides: Pair, first: Pair, output_size: Pair) -> list[Array]:
+def _windows(
+    bits: Array, size: Pair, strides: Pair, first: Pair, output_size: Pair, *, whole: bool = False
+) -> list[Array]:
     """For each of size[0] rows of a kernel (N * Ho * Wo, size[1] * C): what that row covers at every position. These
-    are `strides` apart, from `first` on."""
+    are `strides` apart, from `first` on. whole: one array, of what the whole kernel covers."""
     n, h, w, c = bits.shape
     ho, wo = output_size
-    if size == (1, 1):
-        last = [f + s * (o - 1) + 1 for f, s, o in zip(first, strides, output_size, strict=True)]
-        return [_as_numbers(lax.slice(bits, (0, *first, 0), (n, *last, c), (1, *strides, 1)).reshape(-1, c))]
+    if whole or size == (1, 1):
+        (last_y, last_x) = (s * (o - 1) + 1 for s, o in zip(strides, output_size, strict=True))
+        starts = [(first[0] + i, first[1] + j) for i, j in np.ndindex(size)]
+        pixels = [lax.slice(bits, (0, y, x, 0), (n, y + last_y, x + last_x, c), (1, *strides, 1)) for y, x in starts]
+        return [_as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, -1))]
     image, y, column = np.ogrid[:n, :ho, :wo]
     starts = ((image * h + first[0] + y * strides[0]) * w + first[1] + column * strides[1]) * c
     rows = [starts.reshape(-1, 1).astype(np.int32) + np.int32(i * w * c) for i in range(size[0])]
