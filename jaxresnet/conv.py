@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxresnet.conv_products import convolve, empty_sum, gradients, kernel_gradient, multiplies_bfloat16
+from jaxresnet.chunks import empty_sum
+from jaxresnet.conv_products import convolve, gradients, kernel_gradient, multiplies_bfloat16
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]

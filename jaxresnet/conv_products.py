@@ -16,12 +16,10 @@ kernel has pixels, and `turned` is the kernel rotated by 180 degrees. At stride 
 and columns: each of these four phases of the images has gradients of its own, with its own pixels of the kernel
 (`Taps`). Both gradients share the windows of the output's gradient.
 
-All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache of a processor: as a
-loop (`lax.scan`), for which there is less to compile. XLA:CPU multiplies matrices in a loop as fast as outside;
-convolutions it does not: none of those may be in a loop.
+All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache (`chunks`).
 
 What XLA must be kept from (jaxlib 0.10.2):
-- it does everything but products of bfloat16 in float32, so numbers are moved as uint16;
+- it does everything but products of bfloat16 in float32, so numbers are moved as bits (`chunks`);
 - it would fuse a reshape into the gather, which is then no longer a copy of runs: so the gather makes two dimensions,
   and the images lie in one;
 - it would fold a transposition into the product, which is then one of float32, and slow: a row of zeros beside the
@@ -43,12 +41,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxresnet.chunks import as_bits, as_numbers, over_chunks
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 CPUINFO = Path("/proc/cpuinfo")
 FEW_CHANNELS = 16  # with fewer, as in the stem, all of a window is one row of a matrix
-NUMBERS_PER_CHUNK = 5 * 2**19  # in the windows of a chunk of the batch
 # Names of scopes, by which a profile tells the gradients apart.
 IMAGES, KERNEL = "input_gradient", "weight_gradient"
 _ZERO_ROWS = 1  # beside a transposed matrix
@@ -108,15 +107,15 @@ def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype
     kh, kw, c, o = kernel.shape
     lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
     ho, wo = (max(0, (length + sum(pad) - k) // stride + 1) for length, pad, k, stride in lengths)
-    matrix = _as_bits(kernel.astype(images.dtype)).reshape(-1, o)
+    matrix = as_bits(kernel.astype(images.dtype)).reshape(-1, o)
 
     def compute(images: Array) -> tuple[Array, tuple[()]]:
         windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
-        output = _sum_of_products(windows, map(_as_numbers, jnp.split(matrix, len(windows))))
+        output = _sum_of_products(windows, map(as_numbers, jnp.split(matrix, len(windows))))
         return output.astype(dtype).reshape(len(images), ho, wo, o), ()
 
     numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # in the windows, or in bfloat16's size of the result
-    return _over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
+    return over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
 
 
 def gradients(
@@ -126,7 +125,7 @@ def gradients(
     kh, kw, c, o = kernel.shape
     _, h, w, _ = images.shape
     size = (-(-h // strides[0]), -(-w // strides[1]))  # of a phase
-    bits = _as_bits(kernel.astype(images.dtype))
+    bits = as_bits(kernel.astype(images.dtype))
     rows_of = [Taps(kh, strides[0], padding[0][0], phase) for phase in range(strides[0])]
     columns_of = [Taps(kw, strides[1], padding[1][0], phase) for phase in range(strides[1])]
     seen = [(a, b) for a, b in np.ndindex(strides) if rows_of[a].pixels and columns_of[b].pixels]
@@ -152,7 +151,7 @@ def gradients(
 
     pixels = max(len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen)
     numbers_per_image = pixels * size[0] * size[1] * o
-    dimages, dkernels = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)
+    dimages, dkernels = over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)
     by_pixel: dict[Pair, Array] = {}
     for (i, b), dkernel in dkernels.items():
         columns = columns_of[b].pixels
@@ -178,13 +177,8 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
         return images[:, :0], jnp.stack(dkernels)
 
     numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo
-    dkernel = _over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)[1]
+    dkernel = over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)[1]
     return dkernel.reshape(kh, kw, c, o)
-
-
-def empty_sum(array: Array, dtype: Any) -> Array:
-    """A zero that varies over the devices of a `shard_map` as `array` does."""
-    return lax.stop_gradient(array[:0]).sum(dtype=dtype)
 
 
 class Taps:
@@ -205,52 +199,9 @@ def _around(taps: list[Taps], length: int, outputs: int) -> Pair:
     return -min(first for first, _ in seen), length + max(last for _, last in seen) - outputs
 
 
-def _over_chunks(
-    compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int
-) -> tuple[Array, Any]:
-    """`compute(*arrays)`, with so many images at a time that their windows have no more than NUMBERS_PER_CHUNK, but one
-    at least. As many in every chunk, where a divisor of the batch is at least half of that.
-
-    arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images).
-    """
-    n = len(arrays[0])
-    largest = max(1, min(n, NUMBERS_PER_CHUNK // max(1, numbers_per_image)))
-    divisor = max(size for size in range(1, largest + 1) if n % size == 0)
-    size = divisor if 2 * divisor >= largest else largest
-    if size >= n:
-        return compute(*arrays)
-    whole = n // size * size
-    shapes = jax.eval_shape(compute, *(array[:size] for array in arrays))[1]
-    zero = sum((empty_sum(array, jnp.float32) for array in arrays), jnp.float32(0))
-    sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
-
-    def add(sums: Any, chunk: list[Array]) -> tuple[Any, Array]:
-        by_image, more = compute(*map(_as_numbers, chunk))
-        return jax.tree.map(jnp.add, sums, more), _as_bits(by_image)
-
-    bits = [_as_bits(array) for array in arrays]
-    chunks = [array[:whole].reshape(n // size, size, *array.shape[1:]) for array in bits]
-    sums, by_image = lax.scan(add, sums, chunks)
-    by_image = by_image.reshape(whole, *by_image.shape[2:])
-    if whole < n:
-        sums, rest = add(sums, [array[whole:] for array in bits])
-        by_image = jnp.concatenate([by_image, rest])
-    return _as_numbers(by_image), sums
-
-
-def _as_bits(x: Array) -> Array:
-    """bfloat16 as uint16; anything else stays."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _as_numbers(bits: Array) -> Array:
-    """The inverse."""
-    return lax.bitcast_convert_type(bits, jnp.bfloat16) if bits.dtype == jnp.uint16 else bits
-
-
 def _padded(x: Array, around: Padding) -> Array:
     """`x` (N, H, W, C) with zeros around, as bits; less than none cuts."""
-    bits = _as_bits(x)
+    bits = as_bits(x)
     return lax.pad(bits, jnp.zeros((), bits.dtype), ((0, 0, 0), *((*pad, 0) for pad in around), (0, 0, 0)))
 
 
@@ -265,13 +216,13 @@ def _windows(
         (last_y, last_x) = (s * (o - 1) + 1 for s, o in zip(strides, output_size, strict=True))
         starts = [(first[0] + i, first[1] + j) for i, j in np.ndindex(size)]
         pixels = [lax.slice(bits, (0, y, x, 0), (n, y + last_y, x + last_x, c), (1, *strides, 1)) for y, x in starts]
-        return [_as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, -1))]
+        return [as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, -1))]
     image, y, column = np.ogrid[:n, :ho, :wo]
     starts = ((image * h + first[0] + y * strides[0]) * w + first[1] + column * strides[1]) * c
     rows = [starts.reshape(-1, 1).astype(np.int32) + np.int32(i * w * c) for i in range(size[0])]
     runs = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
     in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return [_as_numbers(lax.gather(bits.reshape(-1), row, runs, (size[1] * c,), mode=in_bounds)) for row in rows]
+    return [as_numbers(lax.gather(bits.reshape(-1), row, runs, (size[1] * c,), mode=in_bounds)) for row in rows]
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -286,12 +237,12 @@ def _sum_of_products(rows: Iterable[Array], matrices: Iterable[Array]) -> Array:
 
 def _transposed(a: Array) -> Array:
     """(rows, columns) -> (columns, rows), and rows of zeros."""
-    return _as_numbers(jnp.pad(_as_bits(a).T, ((0, _ZERO_ROWS), (0, 0))))
+    return as_numbers(jnp.pad(as_bits(a).T, ((0, _ZERO_ROWS), (0, 0))))
 
 
 def _side_by_side_transposed(row: Array, pixels: list[int]) -> Array:
     """A kernel's row (kw, C, O), as bits -> (pixels * O, C). In halves: of one pixel a concatenation remains."""
-    return _as_numbers(jnp.concatenate([half.T for j in pixels for half in jnp.array_split(row[j], 2, axis=1)]))
+    return as_numbers(jnp.concatenate([half.T for j in pixels for half in jnp.array_split(row[j], 2, axis=1)]))
 
 
 def _phase(images: Array, strides: Pair, phase: Pair, size: Pair) -> Array:
@@ -300,8 +251,8 @@ def _phase(images: Array, strides: Pair, phase: Pair, size: Pair) -> Array:
     if strides == (1, 1):
         return images.reshape(-1, c)
     missing = (strides[0] * size[0] - h, strides[1] * size[1] - w)
-    bits = jnp.pad(_as_bits(images), ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-    return _as_numbers(bits[:, phase[0] :: strides[0], phase[1] :: strides[1]].reshape(-1, c))
+    bits = jnp.pad(as_bits(images), ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return as_numbers(bits[:, phase[0] :: strides[0], phase[1] :: strides[1]].reshape(-1, c))
 
 
 def _interleaved(phases: dict[Pair, Array], strides: Pair, size: Pair) -> Array:
@@ -310,8 +261,8 @@ def _interleaved(phases: dict[Pair, Array], strides: Pair, size: Pair) -> Array:
         return phases[0, 0]
     n, height, width, c = phases[0, 0].shape
     rows = [
-        jnp.stack([_as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, strides[1] * width, c)
+        jnp.stack([as_bits(phases[a, b]) for b in range(strides[1])], 3).reshape(n, height, strides[1] * width, c)
         for a in range(strides[0])
     ]
     whole = jnp.stack(rows, 2).reshape(n, strides[0] * height, strides[1] * width, c)
-    return _as_numbers(whole[:, : size[0], : size[1]])
+    return as_numbers(whole[:, : size[0], : size[1]])

@@ -15,7 +15,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import Array
 
-from jaxresnet.batch_norm import at_least_float32, batch_norm
+from jaxresnet.batch_norm import at_least_float32, batch_norm, relu
 from jaxresnet.config import ModelConfig
 from jaxresnet.conv import conv_for
 
@@ -58,19 +58,6 @@ INITIALIZERS = {
 }
 
 
-@jax.custom_vjp
-def relu(x: Array) -> Array:
-    """max(x, 0), whose gradient looks at the result where `jax.nn.relu`'s looks at x: then x need not be kept."""
-    return jnp.maximum(x, 0)
-
-
-def _relu_backward(y: Array, dy: Array) -> tuple[Array]:
-    return (jnp.where(y > 0, dy, 0),)
-
-
-relu.defvjp(lambda x: (relu(x),) * 2, _relu_backward)
-
-
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) as PyTorch computes it.
 
@@ -79,19 +66,19 @@ class BatchNorm(nnx.Module):
     `axis_name` names the mapped axis.
     """
 
-    def __init__(self, num_features: int, axis_name: str | None = None):
+    def __init__(self, num_features: int, axis_name: str | None = None, platform: str | None = None):
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
-        self.axis_name = axis_name
+        self.axis_name, self.platform = axis_name, platform
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> the same shape and dtype. With train=True the running statistics move."""
         if not train:
             scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + BATCH_NORM_EPS)
             return (x * scale + (self.bias[...] - self.mean[...] * scale)).astype(x.dtype)
-        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], BATCH_NORM_EPS, self.axis_name)
+        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], BATCH_NORM_EPS, self.axis_name, self.platform)
         count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
         unbiased = var * (count / max(count - 1, 1))
         self.mean[...] = BATCH_NORM_DECAY * self.mean[...] + (1 - BATCH_NORM_DECAY) * mean
@@ -146,20 +133,21 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, in_features: int, features: int, stride: int, shortcut_kernel: int, context: Context):
         self.conv1 = conv(in_features, features, 3, stride, context)
-        self.bn1 = BatchNorm(features, context.axis_name)
+        self.bn1 = BatchNorm(features, context.axis_name, context.platform)
         self.conv2 = conv(features, features, 3, 1, context)
-        self.bn2 = BatchNorm(features, context.axis_name)
+        self.bn2 = BatchNorm(features, context.axis_name, context.platform)
+        self.platform = context.platform
         self.project = stride != 1 or in_features != features
         if self.project:
             self.shortcut_conv = conv(in_features, features, shortcut_kernel, stride, context)
-            self.shortcut_bn = BatchNorm(features, context.axis_name)
+            self.shortcut_bn = BatchNorm(features, context.axis_name, context.platform)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> (B, H / stride, W / stride, features)."""
-        y = relu(self.bn1(self.conv1(x), train))
+        y = relu((self.bn1(self.conv1(x), train),), self.platform)
         y = self.bn2(self.conv2(y), train)
         shortcut = self.shortcut_bn(self.shortcut_conv(x), train) if self.project else x
-        return relu(y + shortcut)
+        return relu((y, shortcut), self.platform)
 
 
 class ResNet(nnx.Module):
@@ -174,9 +162,9 @@ class ResNet(nnx.Module):
     ):
         self.dtype = jnp.dtype("float32" if config.precision == "auto" else config.precision)
         context = Context(rngs, self.dtype, axis_name, platform, config.initializer)
-        self.config = config
+        self.config, self.platform = config, platform
         self.conv1 = conv(3, config.width, 3, 1, context)
-        self.bn1 = BatchNorm(config.width, axis_name)
+        self.bn1 = BatchNorm(config.width, axis_name, platform)
         self.stages: nnx.List = nnx.List()
         in_features = config.width
         for i, num_blocks in enumerate(config.stage_sizes):
@@ -199,7 +187,7 @@ class ResNet(nnx.Module):
         """
         self.config.check_pool(images.shape[1])
         x = images.astype(self.dtype)
-        x = relu(self.bn1(self.conv1(x), train))
+        x = relu((self.bn1(self.conv1(x), train),), self.platform)
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)
