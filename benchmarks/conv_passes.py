@@ -28,20 +28,20 @@ from jax import lax
 from machine import machine
 from train_step import seconds
 
-from jaxresnet import conv_products
+from jaxresnet import chunks
 from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d
 from jaxresnet.environment import environment
 from jaxresnet.results import write_json
 from jaxresnet.tables import aligned
 
-CHUNK = conv_products.NUMBERS_PER_CHUNK
+CHUNK = chunks.NUMBERS_PER_CHUNK
 WAYS: dict[str, Any] = {
     "library": None,
     "XLA": None,
-    "at once": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", 2**60),
-    "half": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", CHUNK // 2),
-    "double": ("jaxresnet.conv_products.NUMBERS_PER_CHUNK", CHUNK * 2),
-    "unrolled": ("jax.lax.scan", partial(lax.scan, unroll=True)),
+    "at once": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", 2**60),
+    "half": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", CHUNK // 2),
+    "double": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", CHUNK * 2),
+    "unrolled": ("jax.lax.fori_loop", partial(lax.fori_loop, unroll=True)),
     "16 rows": ("jaxresnet.conv_products._ZERO_ROWS", 16),
 }
 

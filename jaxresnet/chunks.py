@@ -19,9 +19,7 @@ from jax import Array, lax
 NUMBERS_PER_CHUNK = 5 * 2**19  # in the windows of a chunk of the batch
 
 
-def over_chunks(
-    compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int
-) -> tuple[Array, Any]:
+def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int) -> tuple[Array, Any]:
     """`compute(*arrays)`, with so many images at a time that their windows have no more than NUMBERS_PER_CHUNK, but one
     at least. As many in every chunk, where a divisor of the batch is at least half of that.
 
@@ -45,11 +43,19 @@ def over_chunks(
 
     def add(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         by_image, sums = carry
-        chunk, more = compute_as_bits([lax.dynamic_slice_in_dim(array, i * size, size) for array in bits])
+        chunk, more = compute_as_bits([take(i) for take in takes])
         by_image = lax.dynamic_update_slice_in_dim(by_image, chunk, i * size, 0)
         return by_image, jax.tree.map(jnp.add, sums, more)
 
+    def chunks_of(array: Array) -> Callable[[Array], Array]:
+        if array.dtype == jnp.uint16:
+            return lambda i: lax.dynamic_slice_in_dim(array, i * size, size)
+        # The same, but XLA then makes the array anew for this loop, if cheap, and need not keep it until here.
+        chunks = array[:whole].reshape(-1, size, *array.shape[1:])
+        return lambda i: lax.dynamic_index_in_dim(chunks, i, keepdims=False)
+
     bits = [as_bits(array) for array in arrays]
+    takes = list(map(chunks_of, bits))
     by_image, sums = lax.fori_loop(0, n // size, add, (by_image, sums))
     if whole < n:
         rest, more = compute_as_bits([array[whole:] for array in bits])

@@ -31,7 +31,7 @@ a prototype of it has been measured (128 images a step: three times XLA's speed,
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def _windows(
         (last_y, last_x) = (s * (o - 1) + 1 for s, o in zip(strides, output_size, strict=True))
         starts = [(first[0] + i, first[1] + j) for i, j in np.ndindex(size)]
         pixels = [lax.slice(bits, (0, y, x, 0), (n, y + last_y, x + last_x, c), (1, *strides, 1)) for y, x in starts]
-        return [as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, -1))]
+        return [as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, len(starts) * c))]
     image, y, column = np.ogrid[:n, :ho, :wo]
     starts = ((image * h + first[0] + y * strides[0]) * w + first[1] + column * strides[1]) * c
     rows = [starts.reshape(-1, 1).astype(np.int32) + np.int32(i * w * c) for i in range(size[0])]

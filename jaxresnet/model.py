@@ -66,19 +66,19 @@ class BatchNorm(nnx.Module):
     `axis_name` names the mapped axis.
     """
 
-    def __init__(self, num_features: int, axis_name: str | None = None, platform: str | None = None):
+    def __init__(self, num_features: int, axis_name: str | None = None, bits: bool = False):
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
-        self.axis_name, self.platform = axis_name, platform
+        self.axis_name, self.bits = axis_name, bits
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> the same shape and dtype. With train=True the running statistics move."""
         if not train:
             scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + BATCH_NORM_EPS)
             return (x * scale + (self.bias[...] - self.mean[...] * scale)).astype(x.dtype)
-        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], BATCH_NORM_EPS, self.axis_name, self.platform)
+        y, mean, var = batch_norm(x, self.scale[...], self.bias[...], BATCH_NORM_EPS, self.axis_name, self.bits)
         count = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
         unbiased = var * (count / max(count - 1, 1))
         self.mean[...] = BATCH_NORM_DECAY * self.mean[...] + (1 - BATCH_NORM_DECAY) * mean
@@ -96,6 +96,11 @@ class Context(NamedTuple):
     axis_name: str | None
     platform: str | None
     initializer: str = "pytorch"
+
+    @property
+    def bits(self) -> bool:
+        """Whether activations are best kept as bits: in bfloat16 on a CPU (`chunks`)."""
+        return self.platform == "cpu" and self.dtype == jnp.bfloat16
 
 
 def _promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
@@ -133,21 +138,21 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, in_features: int, features: int, stride: int, shortcut_kernel: int, context: Context):
         self.conv1 = conv(in_features, features, 3, stride, context)
-        self.bn1 = BatchNorm(features, context.axis_name, context.platform)
+        self.bn1 = BatchNorm(features, context.axis_name, context.bits)
         self.conv2 = conv(features, features, 3, 1, context)
-        self.bn2 = BatchNorm(features, context.axis_name, context.platform)
-        self.platform = context.platform
+        self.bn2 = BatchNorm(features, context.axis_name, context.bits)
+        self.bits = context.bits
         self.project = stride != 1 or in_features != features
         if self.project:
             self.shortcut_conv = conv(in_features, features, shortcut_kernel, stride, context)
-            self.shortcut_bn = BatchNorm(features, context.axis_name, context.platform)
+            self.shortcut_bn = BatchNorm(features, context.axis_name, context.bits)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> (B, H / stride, W / stride, features)."""
-        y = relu((self.bn1(self.conv1(x), train),), self.platform)
+        y = relu(self.bn1(self.conv1(x), train), bits=self.bits)
         y = self.bn2(self.conv2(y), train)
         shortcut = self.shortcut_bn(self.shortcut_conv(x), train) if self.project else x
-        return relu((y, shortcut), self.platform)
+        return relu(y, shortcut, bits=self.bits)
 
 
 class ResNet(nnx.Module):
@@ -162,9 +167,9 @@ class ResNet(nnx.Module):
     ):
         self.dtype = jnp.dtype("float32" if config.precision == "auto" else config.precision)
         context = Context(rngs, self.dtype, axis_name, platform, config.initializer)
-        self.config, self.platform = config, platform
+        self.config, self.bits = config, context.bits
         self.conv1 = conv(3, config.width, 3, 1, context)
-        self.bn1 = BatchNorm(config.width, axis_name, platform)
+        self.bn1 = BatchNorm(config.width, axis_name, context.bits)
         self.stages: nnx.List = nnx.List()
         in_features = config.width
         for i, num_blocks in enumerate(config.stage_sizes):
@@ -187,7 +192,7 @@ class ResNet(nnx.Module):
         """
         self.config.check_pool(images.shape[1])
         x = images.astype(self.dtype)
-        x = relu((self.bn1(self.conv1(x), train),), self.platform)
+        x = relu(self.bn1(self.conv1(x), train), bits=self.bits)
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxresnet import conv, conv_products
+from jaxresnet import chunks, conv
 from jaxresnet.conv import conv2d
 
 PAD1 = ((1, 1), (1, 1))
@@ -94,7 +94,7 @@ def test_padding_wider_than_the_kernel_against_numpy(backend):
 def test_batch_in_chunks(monkeypatch, strides, batch, in_the_loop):
     """Three images a chunk, and a smaller last chunk for 7."""
     windows_of_an_image = 8 * 8 * (9 if strides == (1, 1) else 4) * 4  # of one phase
-    monkeypatch.setattr(conv_products, "NUMBERS_PER_CHUNK", 3 * windows_of_an_image)
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 3 * windows_of_an_image)
     images, kernel = random_case((batch, 8 * strides[0], 8 * strides[0], 4), (3, 3, 4, 4))
     jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("cpu", images, kernel, strides, PAD1))())
     assert jaxpr.count(" scan[") == (in_the_loop is not None)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from tiny import PARTIAL, STEADY_PARTIAL
 
-from jaxresnet import ModelConfig, build_model, conv, conv_products, fit
+from jaxresnet import ModelConfig, build_model, chunks, conv, conv_products, fit
 from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d, conv_cpu, conv_for
 from jaxresnet.conv_products import Taps, forward, gradients, kernel_gradient, multiplies_bfloat16
 
@@ -66,7 +66,7 @@ def test_the_networks_layers(side, channels, features, size, stride, padding):
 @given(
     dtype=st.sampled_from(["bfloat16", "float32"]),
     batch=st.integers(0, 7),
-    chunk=st.sampled_from([1, 300, conv_products.NUMBERS_PER_CHUNK]),
+    chunk=st.sampled_from([1, 300, chunks.NUMBERS_PER_CHUNK]),
     sides=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -88,7 +88,7 @@ def test_any_shape(dtype, batch, chunk, sides, channels, size, strides, padding)
     padding = tuple((min(a, k - 1), min(b, k - 1)) for (a, b), k in zip(padding, size, strict=True))
     images, kernel = numbers(0, batch, *sides, channels[0]), numbers(1, *size, *channels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv_products, "NUMBERS_PER_CHUNK", chunk)
+        patch.setattr(chunks, "NUMBERS_PER_CHUNK", chunk)
         assert_passes_are_xlas(images.astype(dtype), kernel.astype(dtype), strides, padding)
 
 
@@ -106,7 +106,7 @@ def test_any_shape(dtype, batch, chunk, sides, channels, size, strides, padding)
     ],
 )
 def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, chunks, monkeypatch):
-    monkeypatch.setattr(conv_products, "NUMBERS_PER_CHUNK", most * 100)
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", most * 100)
     sizes = []
 
     def compute(a, b):
@@ -114,7 +114,7 @@ def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, chunks
         return a + b, {"sum": b.sum()}
 
     a, b = jnp.arange(batch * 2.0).reshape(batch, 2), jnp.ones((batch, 2))
-    by_image, sums = conv_products._over_chunks(compute, a, b, numbers_per_image=100)
+    by_image, sums = chunks.over_chunks(compute, a, b, numbers_per_image=100)
     np.testing.assert_array_equal(by_image, a + b)
     assert sums["sum"] == 2 * batch
     assert set(sizes) == set(chunks)
@@ -159,7 +159,7 @@ def test_few_channels_and_float32_are_convolved_in_float32(channels, dtype, monk
 @pytest.mark.parametrize("backend", ["cpu", "bfloat16"])
 @pytest.mark.devices(2)
 def test_over_devices_the_gradient_of_the_kernel_is_summed(backend, size, stride, padding, monkeypatch):
-    monkeypatch.setattr(conv_products, "NUMBERS_PER_CHUNK", 1)  # an image each
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 1)  # an image each
     images, kernel = numbers(0, 4, 6, 6, 16), numbers(1, size, size, 16, 4)
 
     def loss(kernel, images):

@@ -16,19 +16,23 @@ PACKAGE = ROOT / "jaxresnet"
 
 # A module imports modules of earlier rows only, never its own row or a later one. So there are no cycles.
 LAYERS = [
-    ["errors", "conv_products", "batch_norm", "environment", "metrics", "stats", "evaluation", "peers"],
-    ["conv", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle", "cifar10_download"],
+    ["errors", "chunks", "environment", "metrics", "stats", "evaluation", "peers"],
     [
-        *("augment", "model", "optim", "published", "synthetic", "markdown", "results", "measurement"),
-        *("evaluation_file", "cifar10_files", "splits", "processes", "compilation", "precision"),
+        *("conv_products", "batch_norm", "config", "dataset", "lock", "tables", "json_files", "cifar10_pickle"),
+        "cifar10_download",
     ],
     [
-        *("state", "summary", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache"),
-        *("torch_weights", "launch"),
+        *("conv", "augment", "optim", "published", "synthetic", "markdown", "results", "measurement"),
+        *("evaluation_file", "cifar10_files", "splits", "processes", "precision"),
     ],
-    ["packing", "checkpoint", "options", "page", "reproduction", "figure_evaluation", "figure_models", "cifar10_tfds"],
-    ["steps", "resume", "predict", "figure_reproduction", "cifar10_source"],
-    ["parallel", "cifar10", "evaluate_runs", "weight_files"],
+    ["model", "compilation", "experiment", "figure", "findings", "tree", "cifar10_archive", "cifar10_cache", "launch"],
+    [
+        *("state", "summary", "torch_weights", "options", "page", "reproduction", "figure_evaluation"),
+        *("figure_models", "cifar10_tfds"),
+    ],
+    ["packing", "checkpoint", "figure_reproduction", "cifar10_source"],
+    ["steps", "resume", "predict", "cifar10"],
+    ["parallel", "evaluate_runs", "weight_files"],
     ["shared_run", "model_table"],
     ["train", "report"],
     ["progress", "teams", "exits"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import PARTIAL
 
-from jaxresnet import conv_products
+from jaxresnet import chunks
 from jaxresnet.metrics import zero_totals
 from jaxresnet.optim import epoch_hypers
 from jaxresnet.parallel import Engine, Program
@@ -40,9 +40,7 @@ def count(primitive, fn, *args):
 @pytest.mark.parametrize(("bfloat16", "precision"), [("0", "float32"), ("1", "bfloat16")])
 def test_no_program_of_a_run_has_a_convolution_in_a_loop(bfloat16, precision, monkeypatch, tiny_data):
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", bfloat16)
-    monkeypatch.setattr(
-        conv_products, "NUMBERS_PER_CHUNK", 3 * 32 * 32 * 9 * 16
-    )  # so that there are loops, of products
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 3 * 32 * 32 * 9 * 16)  # so that there are loops, of products
     config = replace(CONFIG, model=replace(CONFIG.model, precision=precision))
     convolutions, products, gathers_of_bits = [], [], []
     compile_it = Program._compile
