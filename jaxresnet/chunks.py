@@ -32,10 +32,10 @@ def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbe
     if size >= n:
         return compute(*arrays)
     whole = n // size * size
-    shapes = jax.eval_shape(lambda: compute(*arrays))
+    chunk, more = jax.eval_shape(compute, *(array[:size] for array in arrays))
+    shapes = (jax.ShapeDtypeStruct((n, *chunk.shape[1:]), chunk.dtype), more)
     zero = sum((empty_sum(array, jnp.float32) for array in arrays), jnp.float32(0))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
-    by_image, sums = as_bits(zeros[0]), zeros[1]
+    by_image, sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
 
     def compute_as_bits(bits: list[Array]) -> tuple[Array, Any]:
         by_image, more = compute(*map(as_numbers, bits))
@@ -56,7 +56,7 @@ def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbe
 
     bits = [as_bits(array) for array in arrays]
     takes = list(map(chunks_of, bits))
-    by_image, sums = lax.fori_loop(0, n // size, add, (by_image, sums))
+    by_image, sums = lax.fori_loop(0, n // size, add, (as_bits(by_image), sums))
     if whole < n:
         rest, more = compute_as_bits([array[whole:] for array in bits])
         by_image = lax.dynamic_update_slice_in_dim(by_image, rest, whole, 0)

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from jaxresnet import batch_norm as module
+from jaxresnet.batch_norm import batch_norm, relu
 from jaxresnet.model import BATCH_NORM_EPS, BatchNorm
 
 RNG = np.random.default_rng(0)
@@ -144,3 +147,59 @@ def test_synchronised_over_a_mapped_axis():
     alone = layer(2, 1)
     alone(parts[0], train=True)
     assert not np.allclose(alone.mean[...], mean, rtol=1e-3)  # the parts differ, so this says something
+
+
+# ------------------------------------------------------------------------------------------ bfloat16 on CPUs, by bits
+
+
+def close(actual, expected, dtype):
+    """To a few roundings of `dtype`, in sums of a few thousand."""
+    rtol = {"float32": 2e-5, "bfloat16": 1.6e-2}[dtype]
+    np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(expected, np.float64), rtol, atol=rtol / 4)
+
+
+@pytest.mark.parametrize("images_in_a_chunk", [1, 3, 7, 100])
+def test_by_bits_and_in_chunks_it_is_the_same(images_in_a_chunk, monkeypatch):
+    """Of 7 images: chunks of one, two whole ones and a rest, all at once."""
+    monkeypatch.setattr(module, "NUMBERS_PER_SUM", images_in_a_chunk * 5 * 4 * 3)
+    monkeypatch.setattr(module, "NUMBERS_PER_CHUNK", 10 * images_in_a_chunk * 5 * 4 * 3)
+    monkeypatch.setattr("jaxresnet.chunks.NUMBERS_PER_CHUNK", 10 * images_in_a_chunk * 5 * 4 * 3)
+    x, dy = (jnp.asarray(RNG.normal([3, -2, 0.5], [2, 0.5, 1], (7, 5, 4, 3)), jnp.bfloat16) for _ in range(2))
+    scale, bias = jnp.asarray([1.5, -1, 0.1]), jnp.asarray([0.0, 1, -2])
+
+    @jax.jit
+    def plain(x, dy, scale, bias):
+        y, pull, statistics = jax.vjp(lambda *a: split(batch_norm(*a, 1e-5, None)), x, scale, bias, has_aux=True)
+        return y, statistics, pull(dy)
+
+    @jax.jit
+    def ours(x, dy, scale, bias):
+        y, pull, statistics = jax.vjp(lambda *a: split(batch_norm(*a, 1e-5, None, True)), x, scale, bias, has_aux=True)
+        return y, statistics, pull(dy)
+
+    def split(results):
+        return results[0], results[1:]
+
+    assert str(jax.make_jaxpr(ours)(x, dy, scale, bias)).count(" scan[") == (2 if images_in_a_chunk < 7 else 0)
+    pairs = (jax.tree.leaves(function(x, dy, scale, bias)) for function in (ours, plain))
+    for actual, expected in zip(*pairs, strict=True):
+        assert actual.dtype == expected.dtype
+        close(actual, expected, actual.dtype.name)
+
+
+def test_relu_by_bits_is_the_same_bit_for_bit():
+    numbers = RNG.normal(size=(2, 1000)).astype(jnp.bfloat16)
+    numbers[:, :6] = [[0, -0.0, 1e-40, -1e-40, np.inf, -np.inf], [0, -0.0, 0, 0, 1, 1]]
+    a, b, dy = *map(jnp.asarray, numbers), jnp.asarray(RNG.normal(size=1000), jnp.bfloat16)
+    for terms in ((a,), (a, b)):
+        (y, pull), (wanted, wanted_pull) = (
+            jax.vjp(lambda *terms, bits=bits: relu(*terms, bits=bits), *terms) for bits in (True, False)
+        )
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(y, wanted)
+        for actual, expected in zip(pull(dy), wanted_pull(dy), strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_relu_by_bits_lets_nan_through():
+    assert np.isnan(relu(jnp.asarray([np.nan], jnp.bfloat16), bits=True)).all()

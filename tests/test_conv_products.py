@@ -68,7 +68,7 @@ def test_the_networks_layers(side, channels, features, size, stride, padding):
     batch=st.integers(0, 7),
     chunk=st.sampled_from([1, 300, chunks.NUMBERS_PER_CHUNK]),
     sides=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    channels=st.tuples(st.sampled_from([1, 3, 5, 16, 17]), st.integers(1, 6)),
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
@@ -93,7 +93,7 @@ def test_any_shape(dtype, batch, chunk, sides, channels, size, strides, padding)
 
 
 @pytest.mark.parametrize(
-    ("batch", "most", "chunks"),
+    ("batch", "most", "expected"),
     [
         (1, 9, [1]),
         (8, 8, [8]),
@@ -105,7 +105,7 @@ def test_any_shape(dtype, batch, chunk, sides, channels, size, strides, padding)
         (3, 0, [1] * 3),
     ],
 )
-def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, chunks, monkeypatch):
+def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, expected, monkeypatch):
     monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", most * 100)
     sizes = []
 
@@ -117,7 +117,7 @@ def test_the_batch_goes_through_in_equal_chunks_where_it_can(batch, most, chunks
     by_image, sums = chunks.over_chunks(compute, a, b, numbers_per_image=100)
     np.testing.assert_array_equal(by_image, a + b)
     assert sums["sum"] == 2 * batch
-    assert set(sizes) == set(chunks)
+    assert set(sizes) == set(expected)
 
 
 def test_taps_of_a_3x3_kernel_at_stride_2():
@@ -145,10 +145,9 @@ def test_gradients_of_the_whole_are_those_of_its_passes():
         assert_close(actual, wanted, 4e-3)
 
 
-@pytest.mark.parametrize(("channels", "dtype"), [(3, "bfloat16"), (16, "float32")])
-def test_few_channels_and_float32_are_convolved_in_float32(channels, dtype, monkeypatch):
+def test_float32_is_convolved_in_float32(monkeypatch):
     monkeypatch.setattr("jaxresnet.conv.convolve", None)  # which cannot be called
-    images, kernel = numbers(0, 2, 6, 6, channels).astype(dtype), numbers(1, 3, 3, channels, 4).astype(dtype)
+    images, kernel = numbers(0, 2, 6, 6, 16).astype("float32"), numbers(1, 3, 3, 16, 4).astype("float32")
     ours, xlas = (conv2d(images, kernel, (2, 1), PAD1, backend=backend) for backend in ("bfloat16", "cpu"))
     np.testing.assert_array_equal(ours, xlas)
 
@@ -230,6 +229,30 @@ def test_training_on_one_device_and_on_two(monkeypatch, tiny_data):
         losses[instructions, count] = [row["train_loss"], row["val_loss"]]
     assert losses["1", 1] == pytest.approx(losses["1", 2], rel=5e-3)
     assert losses["1", 1] == pytest.approx(losses["0", 1], rel=2e-2) and losses["1", 1] != losses["0", 1]
+
+
+@pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="is for CPUs")
+def test_no_activation_is_written_in_float32(monkeypatch):
+    """In a step of the network with bfloat16, outside of its loops over chunks."""
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 4 * 32 * 32 * 9 * 16)  # as many chunks as of the published one
+    batch, width = 64, 16
+    images, activation = numbers(0, batch, 32, 32, 3), batch * 32 * 32 * width
+    model = build_model(ModelConfig(stage_sizes=(1, 1), width=width, pool_size=16, precision="bfloat16"), None, "cpu")
+    variables = model.init(jax.random.key(0))
+
+    def loss(params):
+        return jnp.square(model.apply({**variables, "params": params}, images, True)[0]).sum()
+
+    step = jax.jit(jax.grad(loss), compiler_options=CPU_COMPILER_OPTIONS)
+    text = step.lower(variables["params"]).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    sizes = {
+        dtype: [np.prod([*map(int, dims.split(","))]) for dims in re.findall(rf"= {dtype}\[([\d,]+)\]", entry)]
+        for dtype in ("f32", "u16")
+    }
+    assert max(sizes["u16"]) >= activation, "those that are meant"
+    assert max(sizes["f32"]) < activation / 2, "half of one, as after the first stage"
 
 
 @pytest.mark.parametrize(

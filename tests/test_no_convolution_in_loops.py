@@ -1,5 +1,5 @@
 """Inside the body of a loop XLA:CPU convolves up to 50 times slower (weight gradients): no program of a run on CPU has
-a convolution there. Matrix products are as fast there as outside (`benchmarks/loops.py`)."""
+a convolution there. Matrix products are as fast there as outside (`benchmarks/conv_passes.py`)."""
 
 from dataclasses import replace
 
@@ -54,7 +54,8 @@ def test_no_program_of_a_run_has_a_convolution_in_a_loop(bfloat16, precision, mo
     monkeypatch.setattr(Program, "_compile", noted)
     fit(config, tiny_data, devices=jax.devices()[:1])
     assert len(convolutions) == 4, "two sizes of a training step, and evaluation of two data sets"
-    assert all(one[False] >= 1 and not one[True] for one in convolutions), convolutions
+    assert not any(one[True] for one in convolutions), convolutions
+    assert all(one[False] >= 1 for one in convolutions) == (precision == "float32"), "in bfloat16 all are products"
     assert any(one[True] >= 3 for one in products), products
     assert any(gathers_of_bits) == (bfloat16 == "1"), "the convolutions that are meant"
 
