@@ -74,7 +74,7 @@ OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": "0"}
 FREE = ("bitcast", "constant", "get-tuple-element", "parameter", "tuple")  # start nothing
 
 
-def plain_batch_norm(x: Any, scale: Any, bias: Any, eps: float, axis_name: str | None) -> Any:
+def plain_batch_norm(x: Any, scale: Any, bias: Any, eps: float, axis_name: str | None, _: bool = False) -> Any:
     """`batch_norm` with the gradient that JAX makes of it."""
     x32 = at_least_float32(x)
     mean, square = lax.pmean((x32.mean((0, 1, 2)), jnp.square(x32).mean((0, 1, 2))), axis_name)

@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-NUMBERS_PER_CHUNK = 5 * 2**19  # in the windows of a chunk of the batch
+NUMBERS_PER_CHUNK = 5 * 2**19  # 5 MiB in bfloat16
 
 
 def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int) -> tuple[Array, Any]:
-    """`compute(*arrays)`, with so many images at a time that their windows have no more than NUMBERS_PER_CHUNK, but one
-    at least. As many in every chunk, where a divisor of the batch is at least half of that.
+    """`compute(*arrays)`, with so many images at a time that they make no more than NUMBERS_PER_CHUNK, but one at
+    least. As many in every chunk, where a divisor of the batch is at least half of that.
 
-    arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images).
+    arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images). numbers_per_image:
+    in what `compute` makes of an image and reads again, in numbers of 2 bytes.
     """
     n = len(arrays[0])
     largest = max(1, min(n, NUMBERS_PER_CHUNK // max(1, numbers_per_image)))

@@ -14,7 +14,8 @@ numbers that are contiguous in NHWC, so that a gather copies them at the speed o
 A gradient looks from a pixel of the images at the outputs that it went into. At stride 1 these are as many as the
 kernel has pixels, and `turned` is the kernel rotated by 180 degrees. At stride 2 they are others for even and odd rows
 and columns: each of these four phases of the images has gradients of its own, with its own pixels of the kernel
-(`Taps`). Both gradients share the windows of the output's gradient.
+(`Taps`). Both gradients share the windows of the output's gradient. Where the images have few channels, as in the
+stem, there is one product, with windows of the whole kernel.
 
 All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache (`chunks`).
 
@@ -94,7 +95,7 @@ def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
 def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
     images, kernel, doutput = _not_differentiable((*residuals, doutput))
     dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
-    if kernel.shape[2] < FEW_CHANNELS:
+    if kernel.shape[2] < FEW_CHANNELS:  # XLA leaves out what is asked for nowhere: of the stem dimages, too
         dkernel = kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
     return dimages, dkernel.astype(kernel.dtype)
 
@@ -114,7 +115,7 @@ def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype
         output = _sum_of_products(windows, map(as_numbers, jnp.split(matrix, len(windows))))
         return output.astype(dtype).reshape(len(images), ho, wo, o), ()
 
-    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # in the windows, or in bfloat16's size of the result
+    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # windows, or results in float32
     return over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
 
 
