@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxresnet.chunks import NUMBERS_PER_CHUNK, as_bits, as_numbers, float32_by_bits, over_chunks
-
-NUMBERS_PER_SUM = 2**19  # of an activation, in a chunk whose sums are taken
+from jaxresnet.chunks import as_bits, as_numbers, float32_by_bits, over_chunks
 
 
 def at_least_float32(x: Array) -> Array:
@@ -103,5 +101,5 @@ def _sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array, bits: bool)
 
     if not bits:
         return add_up(*arrays)
-    numbers_per_image = NUMBERS_PER_CHUNK // NUMBERS_PER_SUM * arrays[0][0].size
+    numbers_per_image = 5 * arrays[0][0].size  # an activation, and two terms in float32
     return over_chunks(compute, *arrays, numbers_per_image=numbers_per_image)[1]

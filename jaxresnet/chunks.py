@@ -1,8 +1,8 @@
 """Work on a batch in chunks of images that stay in a processor's cache, and bfloat16 moved as bits: for XLA on CPUs.
 
-What XLA:CPU does with a whole batch goes through memory at every operation. In a loop (`lax.scan`) over chunks the
-numbers between operations stay in the last cache. Matrix products, sums and what is elementwise run in a loop as fast
-as outside; convolutions do not: none of those may be in it.
+What XLA:CPU does with a whole batch goes through memory at every operation. In a loop over chunks the numbers between
+operations stay in the last cache. Matrix products, sums and what is elementwise run in a loop as fast as outside;
+convolutions do not: none of those may be in it.
 
 XLA:CPU does everything but products of bfloat16 in float32. Numbers that are only moved are converted there and back,
 and where several operations read the same bfloat16 array, each of their conversions may be kept in memory, at twice the

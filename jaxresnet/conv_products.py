@@ -214,7 +214,7 @@ def _windows(
     n, h, w, c = bits.shape
     ho, wo = output_size
     if whole or size == (1, 1):
-        (last_y, last_x) = (s * (o - 1) + 1 for s, o in zip(strides, output_size, strict=True))
+        last_y, last_x = (s * (o - 1) + 1 for s, o in zip(strides, output_size, strict=True))
         starts = [(first[0] + i, first[1] + j) for i, j in np.ndindex(size)]
         pixels = [lax.slice(bits, (0, y, x, 0), (n, y + last_y, x + last_x, c), (1, *strides, 1)) for y, x in starts]
         return [as_numbers(jnp.concatenate(pixels, -1).reshape(n * ho * wo, len(starts) * c))]

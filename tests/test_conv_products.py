@@ -68,7 +68,7 @@ def test_the_networks_layers(side, channels, features, size, stride, padding):
     batch=st.integers(0, 7),
     chunk=st.sampled_from([1, 300, chunks.NUMBERS_PER_CHUNK]),
     sides=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    channels=st.tuples(st.sampled_from([1, 3, 5, 16, 17]), st.integers(1, 6)),
+    channels=st.tuples(st.integers(1, 6) | st.sampled_from([16, 17]), st.integers(1, 6)),
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
