@@ -147,6 +147,7 @@ def test_a_run_that_blows_up_among_others_names_itself_and_leaves_a_sound_folder
 
 def test_ctrl_c_stops_the_runs_of_all_devices(alone, tiny_data, tmp_path):
     """Python interrupts the thread that waits, not those that train."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is not to hear it
     out, pressed = tmp_path / "out", threading.Event()
 
     def press(arm, seed, epoch, images):
@@ -155,8 +156,11 @@ def test_ctrl_c_stops_the_runs_of_all_devices(alone, tiny_data, tmp_path):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(1)  # until it is heard
 
-    with pytest.raises(KeyboardInterrupt):
-        spread(tiny_data, out, on_progress=press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spread(tiny_data, out, on_progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert pressed.is_set() and ("lr 2e-3", 0) in read_results(out).missing
     steps = [int(p.name) for p in (out / "checkpoints" / "lr-2e-3-seed0").iterdir() if p.name.isdigit()]
     assert 2 <= max(steps) < 15, "saved, in the middle"
