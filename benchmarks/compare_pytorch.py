@@ -107,7 +107,7 @@ def compare(case: dict[str, Any], rivals: list[str], rounds: int, timeout: float
     if contenders[0] in working:
         against = {c.name: speed_against(contenders[0].units, c.units) for c in working[1:]}
     best: dict[str, str] = {}
-    for name in sorted(against, key=lambda name: against[name]["speed"]):  # the best one first
+    for name in sorted(against, key=lambda name: against[name]["speed"]):  # the best one first, by the paired ratios
         best.setdefault(named[name][1], name)
     found = {"flops_per_image": flops, "load_average_before": load}
     return {**case, **found, "contenders": rows, "against": against, "best_rival": best}

@@ -11,7 +11,6 @@ case has a process of its own, for its memory to be its own.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 import optax
 from flax import nnx
 from machine import machine
+from turns import resident_peak
 
 import jaxresnet as jr
 from jaxresnet.checkpoint import Checkpoints
@@ -127,7 +127,7 @@ def matmul_flops(precision: str) -> float:
 def peak_memory() -> int:
     """Bytes: the device's own count where it has one, else the process's largest resident size."""
     stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use") or resident_peak()
 
 
 def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:

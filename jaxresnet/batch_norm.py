@@ -18,6 +18,7 @@ from jaxresnet.chunks import as_bits, as_numbers, float32_by_bits, over_chunks
 
 
 def at_least_float32(x: Array) -> Array:
+    """`x`, of any shape, in float32, or in its own dtype where that has more."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -96,10 +97,7 @@ def _sums(terms: Callable[..., tuple[Array, Array]], *arrays: Array, bits: bool)
     def add_up(*arrays: Array) -> Array:
         return jnp.stack([term.sum((1, 2)) for term in terms(*(_float32(array, bits) for array in arrays))]).sum(1)
 
-    def compute(*chunk: Array) -> tuple[Array, Array]:
-        return chunk[0][:, :0], add_up(*chunk)
-
     if not bits:
         return add_up(*arrays)
     numbers_per_image = 5 * arrays[0][0].size  # an activation, and two terms in float32
-    return over_chunks(compute, *arrays, numbers_per_image=numbers_per_image)[1]
+    return over_chunks(lambda *chunk: ((), add_up(*chunk)), *arrays, numbers_per_image=numbers_per_image)[1]

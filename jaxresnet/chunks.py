@@ -19,12 +19,12 @@ from jax import Array, lax
 NUMBERS_PER_CHUNK = 5 * 2**19  # 5 MiB in bfloat16
 
 
-def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbers_per_image: int) -> tuple[Array, Any]:
+def over_chunks(compute: Callable[..., tuple[Any, Any]], *arrays: Array, numbers_per_image: int) -> tuple[Any, Any]:
     """`compute(*arrays)`, with so many images at a time that they make no more than NUMBERS_PER_CHUNK, but one at
     least. As many in every chunk, where a divisor of the batch is at least half of that.
 
-    arrays: (N, ...) each. compute: from (n, ...) each to (an array (n, ...), sums over the images). numbers_per_image:
-    in what `compute` makes of an image and reads again, in numbers of 2 bytes.
+    arrays: (N, ...) each. compute: from (n, ...) each to (arrays (n, ...), sums over the images), either of them any
+    tree of arrays, which may be empty. numbers_per_image: those that `compute` makes of an image and reads again.
     """
     n = len(arrays[0])
     largest = max(1, min(n, NUMBERS_PER_CHUNK // max(1, numbers_per_image)))
@@ -34,18 +34,16 @@ def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbe
         return compute(*arrays)
     whole = n // size * size
     chunk, more = jax.eval_shape(compute, *(array[:size] for array in arrays))
-    shapes = (jax.ShapeDtypeStruct((n, *chunk.shape[1:]), chunk.dtype), more)
+    shapes = (jax.tree.map(lambda part: jax.ShapeDtypeStruct((n, *part.shape[1:]), part.dtype), chunk), more)
     zero = sum((empty_sum(array, jnp.float32) for array in arrays), jnp.float32(0))
     by_image, sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
 
-    def compute_as_bits(bits: list[Array]) -> tuple[Array, Any]:
-        by_image, more = compute(*map(as_numbers, bits))
-        return as_bits(by_image), more
-
-    def add(i: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+    def add(carry: tuple[Any, Any], bits: list[Array], start: Any) -> tuple[Any, Any]:
         by_image, sums = carry
-        chunk, more = compute_as_bits([take(i) for take in takes])
-        by_image = lax.dynamic_update_slice_in_dim(by_image, chunk, i * size, 0)
+        chunk, more = compute(*map(as_numbers, bits))
+        by_image = jax.tree.map(
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, as_bits(part), start, 0), by_image, chunk
+        )
         return by_image, jax.tree.map(jnp.add, sums, more)
 
     def chunks_of(array: Array) -> Callable[[Array], Array]:
@@ -57,12 +55,12 @@ def over_chunks(compute: Callable[..., tuple[Array, Any]], *arrays: Array, numbe
 
     bits = [as_bits(array) for array in arrays]
     takes = list(map(chunks_of, bits))
-    by_image, sums = lax.fori_loop(0, n // size, add, (as_bits(by_image), sums))
+    carry = (jax.tree.map(as_bits, by_image), sums)
+    carry = lax.fori_loop(0, n // size, lambda i, carry: add(carry, [take(i) for take in takes], i * size), carry)
     if whole < n:
-        rest, more = compute_as_bits([array[whole:] for array in bits])
-        by_image = lax.dynamic_update_slice_in_dim(by_image, rest, whole, 0)
-        sums = jax.tree.map(jnp.add, sums, more)
-    return as_numbers(by_image), sums
+        carry = add(carry, [array[whole:] for array in bits], whole)
+    by_image, sums = carry
+    return jax.tree.map(as_numbers, by_image), sums
 
 
 def as_bits(x: Array) -> Array:

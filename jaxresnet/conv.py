@@ -26,6 +26,8 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 Backend = Literal["cpu", "bfloat16", "other"]
 
+NHWC = ("NHWC", "HWIO", "NHWC")  # images, kernel, output, as lax names dimensions
+
 # Measured by benchmarks/xla_options.py, batch 128, float32, two cores with AVX2 (results/xla_options-cpu.json), the
 # second with DOT in place of INDIVIDUAL_DOT.
 CPU_COMPILER_OPTIONS = {
@@ -56,6 +58,9 @@ def conv2d(
     same numbers up to the rounding of images' dtype. On CPU compile the whole training step with
     `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few times the
     memory.
+
+    But for "other", it is for reverse mode: `jax.jvp` raises TypeError, and in bfloat16 by `conv_products` a second
+    derivative raises NotImplementedError.
     """
     images, padding = _without_wide_padding(images, kernel.shape[:2], padding)
     if backend == "other":
@@ -77,14 +82,22 @@ def conv_cpu(
     *,
     lhs_dilation: Sequence[int] = (1, 1),
     rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = NHWC,
     feature_group_count: int = 1,
+    precision: Any = None,
     backend: Backend = "cpu",
-    **_: Any,
+    **others: Any,
 ) -> jax.Array:
-    """`conv2d` for CPU with the arguments of `lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`.
+    """`conv2d` for CPU with the arguments that `nnx.Conv(conv_general_dilated=...)` gives `lax.conv_general_dilated`.
 
-    `padding` may be "SAME" or "VALID". backend: see `conv2d`. Raises NotImplementedError for dilation and groups.
+    `padding` may be "SAME" or "VALID". precision: of lax, changes nothing on a CPU. backend: see `conv2d`. Raises
+    NotImplementedError for dilation, groups, other layouts than NHWC, and what else is not None.
     """
+    if asked := {name: value for name, value in others.items() if value is not None}:
+        raise NotImplementedError(f"the CPU convolution has no {asked}: use lax.conv_general_dilated")
+    layout = partial(lax.conv_dimension_numbers, images.shape, kernel.shape)
+    if layout(dimension_numbers) != layout(NHWC):
+        raise NotImplementedError(f"the CPU convolution takes images in NHWC, kernels in HWIO, not {dimension_numbers}")
     if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
         raise NotImplementedError("the CPU convolution has no dilation and no groups: use lax.conv_general_dilated")
     if isinstance(padding, str):
@@ -129,7 +142,7 @@ def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding
 
 
 def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=NHWC)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -43,6 +43,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxresnet.chunks import as_bits, as_numbers, over_chunks
+from jaxresnet.errors import ConfigError
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -56,12 +57,15 @@ _ZERO_ROWS = 1  # beside a transposed matrix
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for products of bfloat16: AVX512-BF16 or AMX. JAXRESNET_CPU_BFLOAT16=0 says no,
-    1 says yes, whatever there is. Where the system does not tell (there is no /proc/cpuinfo), no.
+    1 says yes, whatever there is; raises ConfigError for anything else. Where the system does not tell (there is no
+    /proc/cpuinfo), no.
 
     XLA's option for fewer instructions (--xla_cpu_max_isa) does not matter: its library for products does not heed it.
     """
     chosen = os.environ.get("JAXRESNET_CPU_BFLOAT16", "")
-    if chosen in ("0", "1"):
+    if chosen not in ("", "0", "1"):
+        raise ConfigError(f"JAXRESNET_CPU_BFLOAT16={chosen!r}: must be 0 (no) or 1 (yes), or not set")
+    if chosen:
         return chosen == "1"
     flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE) if CPUINFO.is_file() else None
     return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
@@ -166,7 +170,7 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
     kh, kw = size
     c, (_, ho, wo, o) = images.shape[3], doutput.shape
 
-    def compute(images: Array, doutput: Array) -> tuple[Array, Array]:
+    def compute(images: Array, doutput: Array) -> tuple[tuple[()], Array]:
         windows = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
         numbers, doutput = windows[0].shape[1], doutput.reshape(-1, o)
         with jax.named_scope(KERNEL):
@@ -175,7 +179,7 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
             else:
                 transposed = _transposed(doutput)
                 dkernels = [_product(transposed, row)[:o].T for row in windows]
-        return images[:, :0], jnp.stack(dkernels)
+        return (), jnp.stack(dkernels)
 
     numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo
     dkernel = over_chunks(compute, images, doutput, numbers_per_image=numbers_per_image)[1]

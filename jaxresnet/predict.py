@@ -1,5 +1,6 @@
 """The weights of a checkpoint, and class probabilities from them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxresnet.augment import normalise
 from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.compilation import compiler_options
 from jaxresnet.config import TrainConfig, from_dict
 from jaxresnet.errors import ConfigError, DataError, ResultsError
 from jaxresnet.json_files import is_number, is_whole
@@ -110,7 +112,7 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
     config, variables, *_ = load_variables(checkpoint_dir)
     model = build_model(config.model, platform=jax.default_backend())
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
     def probabilities(batch: jax.Array) -> jax.Array:
         return jax.nn.softmax(model.apply(variables, normalise(batch), False)[0])
 

@@ -7,6 +7,7 @@ compare with it as well as with what it computed once.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -28,6 +29,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import pytest
 
 from jaxresnet.dataset import Dataset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_left_alone():
+    """The files before leave millions of objects (JAX keeps what it traced and compiled), and some tests collect
+    garbage: with all of these to look at each took most of a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """LLVM leaves out its optimisations: for files of many small programs, whose arithmetic and structure XLA's own
+    passes decide. What is fully optimised is held against PyTorch in test_parity_*.py, and trains everywhere else."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

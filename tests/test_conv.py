@@ -12,6 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxresnet import chunks, conv
 from jaxresnet.conv import conv2d
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PAD1 = ((1, 1), (1, 1))
 
 
@@ -139,6 +141,21 @@ def test_dilation_and_groups_are_refused(option):
     layer = nnx.Conv(4, 4, (3, 3), conv_general_dilated=conv.conv_cpu, rngs=nnx.Rngs(0), **option)
     with pytest.raises(NotImplementedError, match="no dilation and no groups"):
         layer(jnp.zeros((1, 8, 8, 4)))
+
+
+def test_another_dtype_of_results_is_refused():
+    layer = nnx.Conv(
+        4, 4, (3, 3), conv_general_dilated=conv.conv_cpu, preferred_element_type="float32", rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(NotImplementedError, match="preferred_element_type"):
+        layer(jnp.zeros((1, 8, 8, 4)))
+
+
+def test_another_layout_is_refused():
+    images, kernel = random_case((2, 3, 8, 8), (4, 3, 3, 3))
+    for layout in (None, ("NCHW", "OIHW", "NCHW")):
+        with pytest.raises(NotImplementedError, match="NHWC"):
+            conv.conv_cpu(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
 def test_replicated_kernel_under_shard_map_and_pmap():

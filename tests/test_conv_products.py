@@ -14,9 +14,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from tiny import PARTIAL, STEADY_PARTIAL
 
-from jaxresnet import ModelConfig, build_model, chunks, conv, conv_products, fit
+from jaxresnet import ConfigError, ModelConfig, build_model, chunks, conv, conv_products, fit
 from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d, conv_cpu, conv_for
 from jaxresnet.conv_products import Taps, forward, gradients, kernel_gradient, multiplies_bfloat16
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = 1e-5
 PAD1 = ((1, 1), (1, 1))
@@ -135,8 +137,9 @@ def test_a_small_kernel_does_not_see_all_phases():
 # -------------------------------------------------------------------------------------------- as the network uses it
 
 
-def test_gradients_of_the_whole_are_those_of_its_passes():
-    images, kernel = numbers(0, 2, 6, 6, 16), numbers(1, 3, 3, 16, 4)
+@pytest.mark.parametrize("channels", [3, 16], ids=["stem", "few no more"])
+def test_gradients_of_the_whole_are_those_of_its_passes(channels):
+    images, kernel = numbers(0, 2, 6, 6, channels), numbers(1, 3, 3, channels, 4)
     doutput = numbers(2, 2, 3, 3, 4)
     output, pull = jax.vjp(lambda *a: conv2d(*a, (2, 2), PAD1, backend="bfloat16"), images, kernel)
     assert {a.dtype for a in (output, *pull(doutput))} == {jnp.dtype(jnp.bfloat16)}
@@ -186,10 +189,10 @@ def test_second_derivatives_are_refused():
         jax.grad(lambda k: slope(k).sum())(kernel)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_a_network_with_it_and_without(train, monkeypatch):
-    """One image, an odd width, a shortcut of 2 pixels. It is no further from float32 than bfloat16 elsewhere is."""
-    config = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=2, pool_size=16)
+@pytest.mark.parametrize(("train", "shortcut"), [(True, 2), (True, 3), (False, 2)])
+def test_a_network_with_it_and_without(train, shortcut, monkeypatch):
+    """One image, odd width, shortcut of 2 or 3 pixels. It is no further from float32 than bfloat16 elsewhere is."""
+    config = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=shortcut, pool_size=16)
     images, found = numbers(0, 1, 32, 32, 3).astype(jnp.float32), {}
     variables = build_model(config).init(jax.random.key(0))
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
@@ -317,6 +320,9 @@ def test_whether_the_cpu_multiplies_bfloat16(cpuinfo, found, monkeypatch, tmp_pa
     for chosen, wanted in (("0", False), ("1", True)):
         monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
         assert multiplies_bfloat16() == wanted
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "true")
+    with pytest.raises(ConfigError, match="JAXRESNET_CPU_BFLOAT16='true': must be 0"):
+        multiplies_bfloat16()
 
 
 @pytest.mark.parametrize(("platform", "bfloat16"), [("gpu", "0"), ("gpu", "1"), (None, "1")])

@@ -14,6 +14,7 @@ from jaxresnet.optim import epoch_hypers
 from jaxresnet.parallel import Engine, Program
 from jaxresnet.train import fit
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOOPS = {"scan", "while"}
 # Like no other test's, so that its programs are compiled here.
 CONFIG = replace(PARTIAL, model=replace(PARTIAL.model, width=16, stage_sizes=(1, 1), pool_size=16), num_epochs=1)
