@@ -2,9 +2,9 @@
 
 XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the images
 and of the output gradient, and where the stride is not 1, the images' gradient as one over doutput with zeros between
-its pixels. Both are slow there (`benchmarks/conv_passes.py`). So these gradients are sums of matrix products here, in
-chunks that stay in the cache. The forward pass, and the images' gradient at stride 1, are XLA's own, which reach the
-speed of a matrix product.
+its pixels. The latter is slow there, and the former where channels are few; elsewhere it makes no difference
+(`benchmarks/conv_passes.py`). So these gradients are sums of matrix products here, in chunks that stay in the cache.
+The forward pass, and the images' gradient at stride 1, are XLA's own, which reach the speed of a matrix product.
 
 No convolution may be in a loop (`lax.scan`, `lax.while_loop`), where XLA on CPU falls back to a naive one; matrix
 products may.
