@@ -215,19 +215,24 @@ def gpu_program_table() -> str:
 
 def compiling_table() -> str:
     """What `benchmarks/compiling.py` found for the eleven published runs."""
-    found = json.loads((RESULTS / "compiling-cpu.json").read_text())["passes"]
+    files = ("compiling-cpu.json", "compiling-cpu-bfloat16.json")
+    found, in_bfloat16 = (json.loads((RESULTS / file).read_text())["passes"] for file in files)
     says = {
         "first": "eleven runs, nothing on disk",
         "other seed": "the same with another seed, in the same process",
         "second start": "the eleven in another process, with what the first left on disk",
     }
-    lines = ["| | engines | programs of steps and evaluation | of these and small ones, read from disk | seconds |"]
-    lines.append("|---" * 5 + "|")
+    lines = [
+        "| | engines | programs of steps and evaluation | of these and small ones, read from disk | seconds in float32 "
+        "| in bfloat16 |"
+    ]
+    lines.append("|---" * 6 + "|")
     for name, says_what in says.items():
-        engines, programs, from_disk, seconds = (
-            found[name]["total"][key] for key in ("engines", "programs", "from_disk", "seconds")
-        )
-        lines.append(f"| {says_what} | {engines} | {programs} | {from_disk} | {seconds:.0f} |")
+        total, other = found[name]["total"], in_bfloat16[name]["total"]
+        counts = [total[key] for key in ("engines", "programs", "from_disk")]
+        assert counts == [other[key] for key in ("engines", "programs", "from_disk")]
+        seconds = [f"{one['seconds']:.0f}" for one in (total, other)]
+        lines.append(f"| {' | '.join(map(str, (says_what, *counts, *seconds)))} |")
     return "\n".join(lines)
 
 
@@ -262,14 +267,16 @@ def cpu_profile_table(file: str = "profile_step-cpu.json") -> str:
 
 def cpu_options_table() -> str:
     """What `benchmarks/xla_options.py` found on a CPU."""
-    found = json.loads((RESULTS / "xla_options-cpu.json").read_text())
-    lines = ["| options | times as fast as none | range | temporary memory |", "|---|---|---|---|"]
-    lines.append(f"| none | 1 | | {found['none']['temporary_bytes'] / 2**20:.0f} MiB |")
-    for row in found["candidates"]:
-        names = ", ".join(f"`{name}={value}`" for name, value in row["options"].items()) or "none, again"
-        low, high = row["times_as_fast_range"]
-        memory = row["temporary_bytes"] / 2**20
-        lines.append(f"| {names} | {row['times_as_fast']:.2f} | {low:.2f} to {high:.2f} | {memory:.0f} MiB |")
+    lines = ["| precision | options | times as fast as none | range | temporary memory |", "|---" * 5 + "|"]
+    for file in ("xla_options-cpu.json", "xla_options-cpu-bfloat16.json"):
+        found = json.loads((RESULTS / file).read_text())
+        precision = found["precision"]
+        lines.append(f"| {precision} | none | 1 | | {found['none']['temporary_bytes'] / 2**20:.0f} MiB |")
+        for row in found["candidates"]:
+            names = ", ".join(f"`{name}={value}`" for name, value in row["options"].items()) or "none, again"
+            low, high = row["times_as_fast_range"]
+            cells = (precision, names, f"{row['times_as_fast']:.2f}", f"{low:.2f} to {high:.2f}")
+            lines.append(f"| {' | '.join(cells)} | {row['temporary_bytes'] / 2**20:.0f} MiB |")
     return "\n".join(lines)
 
 

@@ -28,15 +28,14 @@ Backend = Literal["cpu", "bfloat16", "other"]
 
 NHWC = ("NHWC", "HWIO", "NHWC")  # images, kernel, output, as lax names dimensions
 
-# Measured by benchmarks/xla_options.py, batch 128, float32, two cores with AVX2 (results/xla_options-cpu.json), the
-# second with DOT in place of INDIVIDUAL_DOT.
+# Measured by benchmarks/xla_options.py, batch 128, two cores with AVX512-BF16 (results/xla_options-cpu*.json).
 CPU_COMPILER_OPTIONS = {
     # Otherwise XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory:
-    # 1.4 GB instead of 0.24, at the same speed.
+    # 0.7 GB instead of 0.3 in float32, at the same speed.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # YNN, XLA's library for CPUs, multiplies matrices and adds up, but convolves no more. Its convolutions are up to
-    # three times as slow as Eigen's, where the channels are few or the stride is 2. Together with the above 1.15 to
-    # 1.39 times as fast as without either. With DOT, products of bfloat16 would become products of float32.
+    # three times as slow as Eigen's, where the channels are few or the stride is 2. Together with the above 1.32 times
+    # as fast as without either in float32. With DOT, products of bfloat16 would become products of float32.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 

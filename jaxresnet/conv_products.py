@@ -2,10 +2,10 @@
 
 XLA on CPU multiplies matrices at the speed of the hardware, bfloat16 ones with float32 results too: faster than float32
 with AVX512-BF16, and more so with AMX, the matrix unit of Intel's server processors since Sapphire Rapids. Convolutions
-it computes in float32, and of their gradients only that for the images, at stride 1, comes near that speed. Here every
-pass is a few products: in bfloat16 all passes are computed so, in float32 the kernel's gradient and, at stride 2, the
-images' (see `conv`). With `windows_i(x)` for what row i of the kernel covers at every output position, `kernel width *
-channels` numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
+it computes in float32, and slower than that their gradients at stride 2, and the kernel's where channels are few. Here
+every pass is a few products: in bfloat16 all passes are computed so, in float32 the kernel's gradient and, at stride 2,
+the images' (see `conv`). With `windows_i(x)` for what row i of the kernel covers at every output position, `kernel
+width * channels` numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
 
     output              = sum over i of windows_i(images) @ kernel[i]
     dimages             = sum over d of windows_d(doutput) @ turned[d]
