@@ -39,12 +39,12 @@ def over_chunks(compute: Callable[..., tuple[Any, Any]], *arrays: Array, numbers
     by_image, sums = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype) + zero.astype(shape.dtype), shapes)
 
     def add(carry: tuple[Any, Any], bits: list[Array], start: Any) -> tuple[Any, Any]:
+        def put(array: Array, part: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(array, as_bits(part), start, 0)
+
         by_image, sums = carry
-        chunk, more = compute(*map(as_numbers, bits))
-        by_image = jax.tree.map(
-            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, as_bits(part), start, 0), by_image, chunk
-        )
-        return by_image, jax.tree.map(jnp.add, sums, more)
+        parts, more = compute(*map(as_numbers, bits))
+        return jax.tree.map(put, by_image, parts), jax.tree.map(jnp.add, sums, more)
 
     def chunks_of(array: Array) -> Callable[[Array], Array]:
         if array.dtype == jnp.uint16:
