@@ -32,9 +32,14 @@ from jaxresnet.dataset import Dataset
 
 
 @pytest.fixture(scope="module", autouse=True)
-def old_objects_are_left_alone():
-    """The files before leave millions of objects (JAX keeps what it traced and compiled), and some tests collect
-    garbage: with all of these to look at each took most of a second."""
+def what_other_files_left_is_gone():
+    """JAX keeps what it has traced and compiled. Every program takes memory maps, of which Linux gives a process
+    65,530; when they are used up, compiling aborts. And some tests collect garbage, which took most of a second with
+    millions of old objects to look at: the engines, which other files may use again, are not looked at."""
+    import jax
+
+    jax.clear_caches()
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
