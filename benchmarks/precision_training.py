@@ -1,7 +1,7 @@
 """Training in bfloat16 against float32, seed by seed: the published main run (Adam in Lookahead at batch 512) in both.
 
     python benchmarks/precision_training.py results/precision-published-15000-images-5-epochs-cpu --data .data \\
-        --train-size 15000 --epochs 5 --seeds 0 1
+        --train-size 15000 --epochs 5 --seeds 0 1 2
 
 A comparison like those of experiments/, into a folder like theirs (figure, tables, curves of every run), continued when
 it is called again, with more seeds if wanted. Both arms have the same initial weights, the same order of images and the
