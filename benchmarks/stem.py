@@ -18,7 +18,7 @@ from jax import Array
 from machine import machine
 from train_step import seconds_of
 
-from jaxresnet.conv import conv_for
+from jaxresnet.conv import NHWC, conv_for
 from jaxresnet.environment import environment
 from jaxresnet.results import write_json
 
@@ -33,9 +33,8 @@ def passes(channels: int, repeats: int) -> Any:
         more = channels - images.shape[-1]
         images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, more)))
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
-        layout = ("NHWC", "HWIO", "NHWC")
         conv = conv_for(platform, images.dtype)
-        return conv(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+        return conv(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)
 
     def both(images: Array, kernel: Array, doutput: Array) -> tuple[Array, Array]:
         output, pull = jax.vjp(lambda kernel: convolve(images, kernel), kernel)

@@ -110,9 +110,10 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
         raise DataError(f"images: expected uint8 of shape (N, 32, 32, 3), found {images.dtype} of {images.shape}")
     config, variables, *_ = load_variables(checkpoint_dir)
-    model = build_model(config.model, platform=jax.default_backend())
+    platform = jax.default_backend()
+    model = build_model(config.model, platform=platform)
 
-    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    @partial(jax.jit, compiler_options=compiler_options(platform))
     def probabilities(batch: jax.Array) -> jax.Array:
         return jax.nn.softmax(model.apply(variables, normalise(batch), False)[0])
 
