@@ -9,9 +9,9 @@ normalised, unaugmented and on the device in channels-last before the clock star
 out favours them. Lookahead is off on both sides.
 
 Every contender is a process of its own, with the same environment, and works while the others wait. They take turns
-of two steps on a CPU, of a whole epoch on a GPU, in an order that is reversed every time, and the speed against a rival
-is the median over rounds of the ratio of their seconds. Where ours computes in less than float32, on a CPU the rivals
-run in float32 as well.
+of 2,048 images on a CPU, the most that ours trains on in one dispatch there, of a whole epoch on a GPU, in an order
+that is reversed every time, and the speed against a rival is the median over rounds of the ratio of their seconds.
+Where ours computes in less than float32, on a CPU the rivals run in float32 as well.
 
 Memory is the process's largest resident size on a CPU: Python and libraries (memory_at_start_bytes, which for the
 rivals has JAX in it, too: they read the network's config with it) and, on our side, the whole training set, of which
@@ -42,6 +42,7 @@ from machine import machine
 from turns import Contender, speed_against, take_turns
 
 import jaxresnet as jr
+from jaxresnet.parallel import IMAGES_PER_DISPATCH
 from jaxresnet.results import write_json
 
 RIVALS = {"cpu": ["eager", "compile"], "cuda": ["eager", "compile", "graphs"]}  # those that run unless others are named
@@ -49,7 +50,6 @@ ALL_RIVALS = ["eager", "compile", "graphs", "max-autotune"]
 PRECISIONS = [p for p in typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"]) if p != "auto"]
 # Before a turn on a CPU, seconds: threads of the one before may spin so long before they sleep.
 PAUSE = {"cpu": 0.3, "cuda": 0.0}
-STEPS = 2  # of a turn on a CPU, where they take seconds
 
 
 def worker_command(who: str, case: dict[str, Any]) -> list[str]:
@@ -169,7 +169,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS, help="ours")
     parser.add_argument("--rivals", nargs="+", choices=ALL_RIVALS, help="default: all but max-autotune")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help=f"of a turn (default: {STEPS} on cpu; on cuda an epoch)")
+    parser.add_argument(
+        "--steps", type=int, help=f"of a turn (default: those of {IMAGES_PER_DISPATCH} images on cpu; on cuda an epoch)"
+    )
     parser.add_argument("--images", type=int, default=50_000, help="of an epoch (default: %(default)s)")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for a contender's start, or its turn")
@@ -180,12 +182,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--rivals {name}: needs --device cuda")
     if args.device == "cuda" and args.steps is not None:
         parser.error("--steps: a turn on cuda is an epoch; choose its length with --images")
-    if args.steps is None:
-        args.steps = STEPS if args.device == "cpu" else 1
-    if min(args.pairs, args.images, args.steps, *args.batch_sizes) < 1:
+    if min(args.pairs, args.images, 1 if args.steps is None else args.steps, *args.batch_sizes) < 1:
         parser.error("--pairs, --steps, --images and --batch-sizes must be 1 or more")
     for size in args.batch_sizes:
-        if size * args.steps > args.images:
+        if size * steps_of_a_turn(args, size) > args.images:
             parser.error(f"--images {args.images}: too few for a turn at batch size {size}")
     try:
         jr.ModelConfig(width=args.width)
@@ -194,12 +194,17 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def steps_of_a_turn(args: argparse.Namespace, batch_size: int) -> int:
+    if args.steps is not None:
+        return args.steps
+    return max(1, (args.images if args.device == "cuda" else min(args.images, IMAGES_PER_DISPATCH)) // batch_size)
+
+
 def make_case(args: argparse.Namespace, precision: str, batch_size: int) -> dict[str, Any]:
     case = {"device": args.device, "batch_size": batch_size, "precision": precision, "width": args.width}
-    if args.device == "cpu":
-        return {**case, "images": args.images, "steps": args.steps}
-    steps = args.images // batch_size
-    return {**case, "images": steps * batch_size, "steps": steps}  # whole batches, as ours would train on the rest
+    steps = steps_of_a_turn(args, batch_size)
+    # On a GPU whole batches, as ours would train on the rest.
+    return {**case, "images": args.images if args.device == "cpu" else steps * batch_size, "steps": steps}
 
 
 def main(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ def set_up_ours(config: jr.TrainConfig, device: str, data: jr.Split, steps: int)
 
     def about() -> dict[str, Any]:
         return {
-            "how": "one dispatch an epoch" if engine.whole_epochs else "one dispatch a step",
+            "how": f"a dispatch is {engine.dispatch}",
             "parameters": jr.count_params(config.model),
             "compile_seconds": engine.compile_seconds,
             "environment": environment(),

@@ -2,8 +2,8 @@
 
     python benchmarks/profile_step.py results/profile_step-cpu.json --batch-size 128 --precision float32
 
-It trains through the library's own engine (an epoch in one dispatch on accelerators, a step at a time on CPU), records
-one short epoch with `jax.profiler`, and matches what ran with the instructions of the compiled program. Beside the
+It trains through the library's own engine (an epoch in one dispatch on accelerators, a few steps on CPU), records one
+short epoch with `jax.profiler`, and matches what ran with the instructions of the compiled program. Beside the
 seconds of each operation stands its floor, the larger of two times: its floating-point operations at the speed of a
 large matrix product or convolution, and its operands and result, each once, at the speed at which a large array is read
 and written. Both speeds are measured in the same process. Numbers that are still in a cache come faster than that:
@@ -65,8 +65,7 @@ def training(config: jr.TrainConfig, num_images: int) -> tuple[Callable[[], None
         jax.block_until_ready((state, totals))
 
     def text() -> str:
-        program = engine._train_epoch if engine.whole_epochs else engine._train[config.batch_size]
-        return program._compiled.as_text()  # type: ignore[union-attr]
+        return engine.training_program._compiled.as_text()  # type: ignore[union-attr]
 
     return run, text
 
@@ -234,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--stage-sizes", type=int, nargs="+", default=[1, 1, 1, 1])
-    parser.add_argument("--steps", type=int, help="of the epoch that is recorded; 3 on CPU, else 20")
+    parser.add_argument("--steps", type=int, help="of the epoch that is recorded; 8 on CPU, else 20")
     parser.add_argument("--top", type=int, default=20, help="operations to print")
     parser.add_argument("--cuda-graphs", action="store_true", help="keep them; their kernels have no names")
     args = parser.parse_args(argv)
@@ -245,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = tuple(args.stage_sizes)
     model = jr.ModelConfig(stages, args.width, pool_size=32 // 2 ** (len(stages) - 1), precision=args.precision)
     config = jr.TrainConfig(model=model, batch_size=args.batch_size, val_size=0, selection="last")
-    steps = args.steps or (3 if jax.devices()[0].platform == "cpu" else 20)
+    steps = args.steps or (8 if jax.devices()[0].platform == "cpu" else 20)
     result = profile(config, steps)
     print(report(result, args.top))
     if args.out:

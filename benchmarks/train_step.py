@@ -34,7 +34,7 @@ from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.environment import environment
 from jaxresnet.metrics import cross_entropy
 from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import make_engine, replicate
+from jaxresnet.parallel import IMAGES_PER_DISPATCH, make_engine, replicate
 from jaxresnet.results import write_json
 from jaxresnet.state import eval_variables
 
@@ -43,7 +43,8 @@ IMAGES_PER_EPOCH = 50_000
 
 def our_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> tuple[Callable[[], None], Any, Any]:
     """(run the first `steps` steps of an epoch over `data` and wait, evaluate 1,000 images and save, engine): as `fit`
-    does it, with augmentation, Adam, totals and all. On accelerators `steps` must be all steps of the epoch."""
+    does it, with augmentation, Adam, totals and all. These must be whole dispatches, else the first raises ValueError:
+    on accelerators all steps of the epoch, on a CPU see `Engine`."""
     engine = make_engine(config, data.num_examples)
     images, labels = replicate(tuple(data), engine.devices)
     state, hypers = engine.init(0), hypers_of(config.optim)
@@ -55,7 +56,8 @@ def our_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> tuple[Callab
         state, totals = engine.train_epoch(
             state, totals, hypers, images, labels, 0, after_step=lambda done, *_: done >= last
         )
-        jax.block_until_ready(totals)
+        if (ran := int(totals.steps)) != steps:  # this waits
+            raise ValueError(f"a turn of {steps} steps came to {ran}: a dispatch is {engine.dispatch}")
 
     def evaluate_and_save() -> None:
         sums = engine.evaluate(eval_variables(state), images[:1000], labels[:1000])
@@ -133,9 +135,10 @@ def peak_memory() -> int:
 def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:
     base = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last")
     config = replace(base, model=jr.ModelConfig(precision=precision), optim=jr.OptimConfig(lookahead=False))  # type: ignore[arg-type]
-    # A whole epoch where one dispatch holds it; on CPU, where a step is a dispatch and takes seconds, two steps.
-    steps = 2 if jax.devices()[0].platform == "cpu" else IMAGES_PER_EPOCH // batch_size
-    count = IMAGES_PER_EPOCH if steps == 2 else steps * batch_size
+    # A whole epoch where one dispatch holds it; on CPU, where steps take seconds, what one dispatch holds at most.
+    on_cpu = jax.devices()[0].platform == "cpu"
+    steps = (IMAGES_PER_DISPATCH if on_cpu else IMAGES_PER_EPOCH) // batch_size
+    count = IMAGES_PER_EPOCH if on_cpu else steps * batch_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
     data = jr.Split(images, rng.integers(0, 10, count).astype(np.int32))

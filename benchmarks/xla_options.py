@@ -91,7 +91,7 @@ def set_up(case: dict[str, Any], options: Options, candidates: list[Options] | N
     rng = np.random.default_rng(0)
     images = replicate(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), engine.devices)
     labels = replicate(rng.integers(0, 10, count, np.int32), engine.devices)
-    program = engine._train_epoch if engine.whole_epochs else engine._train[case["batch_size"]]
+    program = engine.training_program
     found: dict[str, Any] = {"compile_seconds": 0.0}
 
     def compile_it(*args: Any) -> Any:
@@ -118,7 +118,7 @@ def set_up(case: dict[str, Any], options: Options, candidates: list[Options] | N
         asked = CANDIDATES.get(device.platform, []) if candidates is None else candidates
         return {
             **found,
-            "unit": f"{steps} steps, {'one dispatch' if engine.whole_epochs else 'one dispatch each'}",
+            "unit": f"{steps} steps, a dispatch is {engine.dispatch}",
             "images": count,
             "platform": device.platform,
             "candidates": [[one, why_refused(one)] for one in asked],

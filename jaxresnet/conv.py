@@ -118,6 +118,11 @@ def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
     return conv_cpu
 
 
+def convolves_in_loops(platform: str, precision: str) -> bool:
+    """Whether a network's convolutions may be in a loop: all but XLA's on a CPU. precision: of the activations."""
+    return platform != "cpu" or (precision == "bfloat16" and multiplies_bfloat16())
+
+
 @cache
 def _warn_of_bfloat16() -> None:
     """Once a process."""

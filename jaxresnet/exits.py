@@ -52,7 +52,7 @@ def stop_on_signal(threads: bool = False) -> Any:
 
     def ask(signum: int, frame: Any) -> None:
         print(
-            "\nstopping after this step (on accelerators, this epoch) and saving; press again to end at once",
+            "\nstopping after the steps under way (on accelerators, this epoch) and saving; press again not to save",
             file=stream,
             flush=True,
         )

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.compilation import CompiledOnce, compiler_options
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
+from jaxresnet.conv import convolves_in_loops
 from jaxresnet.errors import ConfigError
 from jaxresnet.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.optim import Hypers, per_step
@@ -27,6 +28,10 @@ from jaxresnet.state import TrainState
 from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
 
 Devices = tuple[jax.Device, ...]
+
+# On a CPU that trains in loops: enough that the memory which a dispatch asks the system for anew hardly counts, few
+# enough that progress and Ctrl-C wait for seconds only (docs/performance.md).
+IMAGES_PER_DISPATCH = 2048
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
@@ -86,7 +91,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         # Numbers, as all else: from several processes JAX takes global arrays only.
-        args = (*args[:-1], replicate(args[-1], self._devices)) if isinstance(args[-1], np.generic) else args
+        args = tuple(replicate(arg, self._devices) if isinstance(arg, np.generic) else arg for arg in args)
         if self._compiled is None:
             start = time.perf_counter()
             self._compiled = self._once.get(self._devices, lambda: self._compile(*args, self._ranks))
@@ -111,8 +116,9 @@ class Program:
 class Engine:
     """The compiled programs of all runs that differ only in seed, schedule and the optimiser's numbers.
 
-    On accelerators one dispatch runs a whole epoch. On CPU each step is a dispatch of its own: inside a loop body
-    XLA:CPU convolves naively, measured up to 50 times slower.
+    On accelerators one dispatch runs a whole epoch. On CPU it runs `steps_per_dispatch` steps: one in float32, as
+    inside a loop body XLA:CPU convolves naively, measured up to 50 times slower; several in bfloat16, where
+    convolutions are matrix products.
     """
 
     def __init__(self, config: TrainConfig, num_train: int, devices: Devices):
@@ -123,12 +129,15 @@ class Engine:
         if config.batch_size > num_train:
             raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")
         self.devices = devices
-        self.whole_epochs = devices[0].platform != "cpu"
+        platform = devices[0].platform
+        self.whole_epochs = platform != "cpu"
+        several = convolves_in_loops(platform, config.model.precision)
+        self.steps_per_dispatch = max(1, IMAGES_PER_DISPATCH // config.batch_size) if several else 1
         self._eval_batch_size = config.eval_batch_size
-        self._steps = steps = make_steps(config, num_train, len(devices), devices[0].platform)
+        self._steps = steps = make_steps(config, num_train, len(devices), platform)
         # Engines for other devices, as many and of the same kind, have the same programs, and engines of the same
         # network evaluate alike.
-        kind = (len(devices), devices[0].platform, devices[0].device_kind)
+        kind = (len(devices), platform, devices[0].device_kind)
 
         def training(name: str, fn: Callable[..., Any], num_args: int, size: int = 0) -> Program:
             return Program(fn, num_args, devices, (0, 1), _compiled_once(kind, config, num_train, name, size))
@@ -139,10 +148,12 @@ class Engine:
             )
 
         self._evaluation = evaluation
-        self._init = _initial_state(config.model, config.optim, devices[0].platform)
+        self._init = _initial_state(config.model, config.optim, platform)
         self._plan = jax.jit(steps.plan)
         self._prepare_seconds = 0.0  # what compiling `_plan` took
         self._train_epoch = training("train_epoch", steps.train_epoch, 6)
+        several_steps = partial(steps.train_several, batch_size=config.batch_size)
+        self._train_several = training("train_several", several_steps, 8)
         self._train = {
             size: training("train", partial(steps.train, batch_size=size), 7, size)
             for size in {config.batch_size, num_train % config.batch_size} - {0}
@@ -153,8 +164,22 @@ class Engine:
 
     @property
     def compile_seconds(self) -> float:
-        programs = [self._train_epoch, *self._train.values(), *self._evaluate.values(), *self._evaluate_all.values()]
+        training = (self._train_epoch, self._train_several, *self._train.values())
+        programs = (*training, *self._evaluate.values(), *self._evaluate_all.values())
         return self._prepare_seconds + sum(p.compile_seconds for p in programs)
+
+    @property
+    def training_program(self) -> Program:
+        """The one that trains on full batches."""
+        if self.whole_epochs:
+            return self._train_epoch
+        return self._train_several if self.steps_per_dispatch > 1 else self._train[self._batch_size]
+
+    @property
+    def dispatch(self) -> str:
+        """How much training one dispatch is, in words."""
+        several = f"up to {self.steps_per_dispatch} steps" if self.steps_per_dispatch > 1 else "a step"
+        return "an epoch" if self.whole_epochs else several
 
     def init(self, seed: int) -> TrainState:
         return replicate(self._init(jnp.uint32(seed)), self.devices)
@@ -176,8 +201,8 @@ class Engine:
         """Run the steps of one epoch from `first_step` on. `state` and `totals` are consumed.
 
         hypers: see `optim.epoch_hypers`; one learning rate, b1 or momentum for all steps does, too.
-        after_step(images done in this epoch, state, totals): called after every dispatch, which is a step on CPU;
-        True stops there.
+        after_step(images done in this epoch, state, totals): called after every dispatch, which is a step or
+        a few on CPU; True stops there.
         """
         start_preparing = time.perf_counter()
         if np.ndim(hypers.learning_rate) == 0:
@@ -194,15 +219,21 @@ class Engine:
                 after_step(self._num_train, state, totals)
             return state, totals
         full, last = num_batches(self._num_train, self._batch_size)
-        for i in range(first_step, full + bool(last)):
-            size = self._batch_size if i < full else last
-            start = np.int32(i * self._batch_size)
-            state, totals = self._train[size](state, totals, hypers, images, labels, plan, start)
+        step = first_step
+        while step < full + bool(last):
+            args = (state, totals, hypers, images, labels, plan, np.int32(step * self._batch_size))
+            if step < full and self.steps_per_dispatch > 1:
+                count = min(self.steps_per_dispatch, full - step)
+                state, totals = self._train_several(*args, np.int32(count))
+            else:
+                count = 1
+                state, totals = self._train[self._batch_size if step < full else last](*args)
+            step += count
             if after_step is not None:
                 # Without this wait the host would queue a whole epoch, and progress and Ctrl-C would mean nothing.
                 # It costs nothing where a step takes milliseconds and more.
                 totals.steps.block_until_ready()
-                if after_step(i * self._batch_size + size, state, totals):
+                if after_step(min(step * self._batch_size, self._num_train), state, totals):
                     break
         return state, totals
 

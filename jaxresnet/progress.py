@@ -78,7 +78,7 @@ class Progress:
                 self._bar.update(self._task, completed=done, description=run.name, speed="starting, may compile")
 
     def on_progress(self, run: PlannedRun, epoch: int, images: int) -> None:
-        """After every step on CPU. On accelerators an epoch is one dispatch, and `on_epoch` is all there is."""
+        """After every dispatch. On accelerators that is an epoch, and `on_epoch` is all there is."""
         with self._lock:
             now, done = time.perf_counter(), (epoch * run.images + images) * run.macs
             self._done[run] = done

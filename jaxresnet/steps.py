@@ -33,6 +33,8 @@ class Steps(NamedTuple):
     plan(key_data, epoch) -> EpochPlan
     train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals);
         hypers: see `optim.epoch_hypers`, the numbers of every step, so that one program serves all schedules
+    train_several(state, totals, hypers, images, labels, plan, start, count, rank, batch_size=) -> (state, totals), of
+        `count` batches, int32 scalar, one after the other
     train_epoch(state, totals, hypers, images, labels, epoch, rank) -> (state, totals), the plan and all steps of an
         epoch
     evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
@@ -42,6 +44,7 @@ class Steps(NamedTuple):
     init: Callable[..., TrainState]
     plan: Callable[..., EpochPlan]
     train: Callable[..., tuple[TrainState, TrainTotals]]
+    train_several: Callable[..., tuple[TrainState, TrainTotals]]
     train_epoch: Callable[..., tuple[TrainState, TrainTotals]]
     evaluate: Callable[..., Sums]
     evaluate_all: Callable[..., Sums]
@@ -130,6 +133,25 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
             new_totals = jax.tree.map(keep, new_totals, same_totals)
         return new_state, new_totals
 
+    def train_several(
+        state: TrainState,
+        totals: TrainTotals,
+        hypers: Hypers,
+        images: Array,
+        labels: Array,
+        plan: EpochPlan,
+        start: Array,
+        count: Array,
+        rank: Array,
+        *,
+        batch_size: int,
+    ) -> tuple[TrainState, TrainTotals]:
+        def step(i: Array, carry: tuple[TrainState, TrainTotals]) -> tuple[TrainState, TrainTotals]:
+            first = start + i * batch_size
+            return train(*carry, hypers, images, labels, plan, first, rank, batch_size=batch_size)
+
+        return lax.fori_loop(0, count, step, (state, totals))
+
     def train_epoch(
         state: TrainState,
         totals: TrainTotals,
@@ -178,4 +200,4 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
             sums = evaluate(variables, sums, images, labels, start, rank, batch_size=last)
         return sums
 
-    return Steps(init, plan, train, train_epoch, evaluate, evaluate_all)
+    return Steps(init, plan, train, train_several, train_epoch, evaluate, evaluate_all)

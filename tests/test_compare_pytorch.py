@@ -18,6 +18,7 @@ import jaxresnet as jr
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compare_pytorch
+import train_step
 from compare_pytorch_worker import OURS
 from machine import machine
 from turns import Contender, speed_against, take_turns
@@ -181,7 +182,7 @@ def test_what_is_written_and_printed(compare):
         "python benchmarks/compare_pytorch.py --pairs 3 --batch-sizes 128"
     )
     settings = [(case["precision"], case["batch_size"], case["steps"]) for case in found["cases"]]
-    assert settings == [("float32", 128, 2), ("float32", 512, 2), ("bfloat16", 128, 2), ("bfloat16", 512, 2)]
+    assert settings == [("float32", 128, 16), ("float32", 512, 4), ("bfloat16", 128, 16), ("bfloat16", 512, 4)]
     for case in found["cases"]:
         # Where ours has less than float32 the rivals on a CPU have both.
         precisions = ["float32"] if case["precision"] == "float32" else ["float32", "bfloat16"]
@@ -190,7 +191,7 @@ def test_what_is_written_and_printed(compare):
         assert case["flops_per_image"] == 6 * jr.count_macs(jr.ModelConfig())
         for name, row in case["contenders"].items():
             median = sorted(row["turn_seconds"])[1]
-            assert row["images_per_second"] == pytest.approx(2 * case["batch_size"] / median)
+            assert row["images_per_second"] == pytest.approx(case["steps"] * case["batch_size"] / median)
             assert row["model_flops_per_second"] == pytest.approx(case["flops_per_image"] * row["images_per_second"])
             assert row["peak_memory_bytes"] == 5000 and row["parameters"] == 7
             assert name == OURS or case["against"][name] == speed_against(
@@ -244,7 +245,8 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     [
         ("--rivals graphs", "--rivals graphs: needs --device cuda"),
         ("--device cuda --steps 3", "a turn on cuda is an epoch"),
-        ("--batch-sizes 512 --images 1000", "--images 1000: too few for a turn at batch size 512"),
+        ("--batch-sizes 512 --images 500", "--images 500: too few for a turn at batch size 512"),
+        ("--steps 2 --images 1000", "--images 1000: too few for a turn at batch size 512"),
         ("--steps 0", "must be 1 or more"),
         ("--width 0", "width=0: must be"),
         ("--precisions float16", "invalid choice: 'float16'"),
@@ -272,7 +274,7 @@ def test_a_gpu_s_cases_are_whole_epochs_and_all_the_library_s_precisions_can_be_
 
 # Not narrower: with channels that are no multiple of 8, PyTorch 2.13 writes beyond its memory on processors without
 # AVX-512 (oneDNN's weight gradient of a 1x1 convolution).
-TINY = "--width 8 --images 33 --batch-sizes 16 --steps 1 --pairs 2 --precisions bfloat16"
+TINY = "--width 8 --images 33 --batch-sizes 16 --steps 2 --pairs 2 --precisions bfloat16"
 
 
 @pytest.fixture
@@ -289,9 +291,20 @@ def test_our_worker(one_device, tmp_path):
         take_turns([ours], 1)
     assert ours.failure is None and len(ours.units) == 1
     assert ours.ready["parameters"] == jr.count_params(jr.ModelConfig(width=8))
-    assert ours.ready["environment"]["num_devices"] == 1 and ours.ready["how"] == "one dispatch a step"
+    assert ours.ready["environment"]["num_devices"] == 1 and ours.ready["how"] == "a dispatch is a step"
     assert 0 < ours.ready["compile_seconds"] < ours.ready["build_seconds"]
     assert 0 < ours.ready["memory_at_start_bytes"] < ours.peak_memory
+
+
+def test_a_turn_that_would_break_off_within_a_dispatch_is_refused(monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    config = jr.TrainConfig(
+        jr.ModelConfig((1,), 8, pool_size=32, precision="bfloat16"), batch_size=16, val_size=0, selection="last"
+    )
+    data = jr.Split(np.zeros((33, 32, 32, 3), np.uint8), np.zeros(33, np.int32))
+    run, _, engine = train_step.our_step(config, data, steps=1)
+    with pytest.raises(ValueError, match=f"a turn of 1 steps came to 2: a dispatch is {engine.dispatch}"):
+        run()
 
 
 @pytest.mark.parametrize("with_pytorch", [pytest.param(True, marks=WITH_PYTORCH)])

@@ -317,8 +317,9 @@ def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_
         assert should_stop()
     assert signal.getsignal(signal.SIGINT) is before
     text = screen.text()
-    assert "stopping after this step (on accelerators, this epoch) and saving; press again to end at once" in frames(
-        text
+    assert (
+        "stopping after the steps under way (on accelerators, this epoch) and saving; press again not to save"
+        in frames(text)
     )
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 

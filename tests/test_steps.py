@@ -1,6 +1,7 @@
 """One step against the same computed plainly, sums that count every image, and the scan against single steps."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxresnet.augment import augment_batch, epoch_plan
 from jaxresnet.metrics import averages
 from jaxresnet.model import build_model
 from jaxresnet.optim import epoch_hypers, make_optimizer
-from jaxresnet.parallel import Engine, make_engine
+from jaxresnet.parallel import Engine, make_engine, replicate
 from jaxresnet.state import TrainState, create_train_state, eval_variables, sync_batch_stats
 from jaxresnet.steps import num_batches, steps_per_epoch
 
@@ -130,6 +131,87 @@ def test_a_scanned_epoch_equals_single_steps(one_device, scanning, train):
     assert told == {"by step": [64, 128, 192, 256, 260] * 2, "scanned": [260, 260]}
     assert int(results["scanned"][0].step) == 10
     assert_same_to_rounding(results["scanned"], results["by step"])
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="{} devices".format)
+def several(request):
+    """An engine that takes up to three steps a dispatch, as on a CPU that convolves by products of matrices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxresnet.parallel, "_compiled_once", lambda *program: None)
+        engine = Engine(STEADY_PARTIAL, NUM_TRAIN, tuple(jax.devices()[: request.param]))
+    engine.whole_epochs, engine.steps_per_dispatch = False, 3
+    return engine
+
+
+def test_several_steps_a_dispatch_equal_single_steps(several, train):
+    single = make_engine(STEADY_PARTIAL, NUM_TRAIN, several.devices)
+    told = []
+    train = replicate(train, several.devices)
+    results = run_epochs(
+        several, STEADY_PARTIAL, train, num_epochs=2, after_step=lambda images_done, *_: told.append(images_done)
+    )
+    assert told == [192, 256, 260] * 2
+    assert int(results[0].step) == 10 and int(results[1].sums.count) == NUM_TRAIN
+    assert_same_to_rounding(results, run_epochs(single, STEADY_PARTIAL, train, num_epochs=2))
+
+
+@pytest.mark.parametrize("stop_at", [192, 256])
+def test_an_epoch_that_stopped_between_two_dispatches_goes_on_to_the_same_bits(several, train, stop_at):
+    train = replicate(train, several.devices)
+    hypers = epoch_hypers(STEADY_PARTIAL.optim, 5, 1, 0)
+
+    def go_on(state, totals, first_step, stop=None):
+        return several.train_epoch(
+            state, totals, hypers, *train, 0, first_step, after_step=lambda images_done, *_: images_done == stop
+        )
+
+    whole = go_on(several.init(0), several.zero_totals(), 0)
+    part = go_on(several.init(0), several.zero_totals(), 0, stop_at)
+    assert int(part[0].step) == stop_at // 64
+    for one, other in zip(jax.tree.leaves(go_on(*part, stop_at // 64)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "multiplies", "steps", "dispatch"),
+    [
+        ("cpu", "float32", True, 1, "a step"),
+        ("cpu", "bfloat16", False, 1, "a step"),
+        ("cpu", "bfloat16", True, 32, "up to 32 steps"),
+        ("gpu", "float32", False, 32, "an epoch"),
+    ],
+)
+def test_only_what_convolves_in_loops_takes_several_steps(
+    platform, precision, multiplies, steps, dispatch, one_device, monkeypatch
+):
+    class Device(NamedTuple):
+        platform: str
+        device_kind: str = "any"
+
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", str(int(multiplies)))
+    monkeypatch.setattr(jaxresnet.parallel, "Program", lambda *_: None)
+    config = replace(STEADY_PARTIAL, model=replace(STEADY_PARTIAL.model, precision=precision))
+    engine = Engine(config, NUM_TRAIN, (Device(platform),))
+    assert (engine.steps_per_dispatch, engine.dispatch) == (steps, dispatch)
+    large = Engine(replace(config, batch_size=4096), 5000, (Device(platform),))
+    assert large.steps_per_dispatch == 1, "more than 2,048 images cannot be less than a step"
+
+
+def test_bfloat16_trains_several_steps_in_one_program_without_convolutions(train, one_device, monkeypatch):
+    """What `fit` does on a CPU that multiplies bfloat16: the same numbers as a step at a time, to their rounding."""
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    config = replace(STEADY_PARTIAL, model=replace(STEADY_PARTIAL.model, precision="bfloat16"))
+    together = Engine(config, NUM_TRAIN, tuple(one_device))
+    together.whole_epochs = False
+    single = Engine(config, NUM_TRAIN, tuple(one_device))
+    single.whole_epochs, single.steps_per_dispatch = False, 1
+    (one, one_totals), (other, other_totals) = (run_epochs(e, config, train) for e in (together, single))
+    assert "while" in together.training_program._compiled.as_text()
+    assert " convolution(" not in together.training_program._compiled.as_text()
+    assert together.training_program is not single.training_program
+    np.testing.assert_allclose(one_totals.sums.loss, other_totals.sums.loss, rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, train, tiny_data):
