@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import compiling
 import conv_passes
 import precision_training
+import steps_per_dispatch
 import sweep
 import xla_options
 
@@ -37,6 +38,37 @@ SMALL = ["--width", "4", "--stage-sizes", "1"]
 def on_cpu(monkeypatch):
     """For the child processes, also where the tests have a GPU for themselves."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+# --------------------------------------------------------------------------------------------- steps_per_dispatch.py
+
+
+def test_dispatches_of_one_step_and_of_several_take_turns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    out = tmp_path / "out.json"
+    dispatches = []
+    train_epoch = Engine.train_epoch
+
+    def noted(engine, *args, **more):
+        dispatches.append([])
+        return train_epoch(engine, *args, **{**more, "after_step": lambda done, *_: dispatches[-1].append(done)})
+
+    monkeypatch.setattr(Engine, "train_epoch", noted)
+    flags = ["--batch-sizes", "4", "--images", "32", "--width", "4", "--rounds", "2"]
+    steps_per_dispatch.main([str(out), *flags])
+    (case,) = json.loads(out.read_text())["cases"]
+    by_count = [[*range(4, 33, 4)], [8, 16, 24, 32], [32]]
+    assert dispatches == [*by_count, *by_count, *by_count[::-1]], "one warm-up, and two rounds"
+    assert [row["steps_per_dispatch"] for row in case["dispatches"]] == [1, 2, 8]
+    assert case["dispatches"][0]["speed_against_1"] == 1 and all(row["step_seconds"] > 0 for row in case["dispatches"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_dispatches_need_a_cpu_that_multiplies_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")
+    with pytest.raises(SystemExit, match="needs a CPU that multiplies bfloat16"):
+        steps_per_dispatch.main([str(tmp_path / "out.json")])
+    assert not any(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------ compiling.py

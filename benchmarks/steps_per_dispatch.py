@@ -1,0 +1,99 @@
+"""What it saves a CPU to train several steps in one dispatch: seconds, and pages of memory asked for anew.
+
+    python benchmarks/steps_per_dispatch.py results/steps_per_dispatch-cpu.json
+
+A program asks the system for its temporary memory whenever it starts, and the kernel clears every page of it at its
+first touch. A turn is an epoch of 2,048 images through the library's own engine; dispatches of one step, of a quarter
+of the turn and of all of it take turns in one process. For bfloat16 on a CPU that multiplies it: in float32 no steps
+can share a dispatch there, as XLA's convolutions are slow in loops.
+"""
+
+import argparse
+import resource
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from machine import machine
+from turns import seconds
+
+import jaxresnet as jr
+from jaxresnet.environment import environment
+from jaxresnet.optim import hypers_of
+from jaxresnet.parallel import IMAGES_PER_DISPATCH, Engine, replicate
+from jaxresnet.results import write_json
+
+
+def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, Any]:
+    model = jr.ModelConfig(width=width, precision="bfloat16")
+    config = jr.TrainConfig(model, batch_size=batch_size, val_size=0, selection="last")
+    engine = Engine(config, images, (jax.devices()[0],))
+    if engine.whole_epochs or engine.dispatch == "a step":
+        raise SystemExit("needs a CPU that multiplies bfloat16 (or JAXRESNET_CPU_BFLOAT16=1): see --help")
+    rng = np.random.default_rng(0)
+    data = (rng.integers(0, 256, (images, 32, 32, 3), np.uint8), rng.integers(0, 10, images, np.int32))
+    data, state, hypers = replicate(data, engine.devices), engine.init(0), hypers_of(config.optim)
+    steps = images // batch_size
+
+    def run(steps_per_dispatch: int) -> tuple[float, float]:
+        """(seconds, pages) a step."""
+
+        def train() -> None:
+            nonlocal state
+            engine.steps_per_dispatch = steps_per_dispatch
+            totals = engine.zero_totals()
+            state, totals = engine.train_epoch(state, totals, hypers, *data, 0, after_step=lambda *_: False)
+            jax.block_until_ready((state, totals))
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        taken = seconds(train)
+        return taken / steps, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps
+
+    counts = sorted({1, max(1, steps // 4), steps})
+    for count in counts:
+        run(count)  # compiles
+    turns: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    for turn in range(rounds):
+        for count in counts if turn % 2 == 0 else counts[::-1]:
+            turns[count].append(run(count))
+    alone = [taken for taken, _ in turns[1]]
+
+    def row(count: int) -> dict[str, Any]:
+        taken, pages = zip(*turns[count], strict=True)
+        ratios = [one / t for one, t in zip(alone, taken, strict=True)]
+        return {
+            "steps_per_dispatch": count,
+            "step_seconds": statistics.median(taken),
+            "pages_a_step": statistics.median(pages),
+            "speed_against_1": statistics.median(ratios),
+            "speed_against_1_quartiles": statistics.quantiles(ratios, method="inclusive")[::2] if rounds > 1 else None,
+            "times": taken,
+        }
+
+    return {"batch_size": batch_size, "width": width, "images": images, "dispatches": [row(count) for count in counts]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--images", type=int, default=IMAGES_PER_DISPATCH, help="of a turn (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    cases = []
+    for batch_size in args.batch_sizes:
+        cases.append(case := measure(batch_size, args.width, args.images, args.rounds))
+        for one in case["dispatches"]:
+            print(
+                f"batch {batch_size}, steps a dispatch {one['steps_per_dispatch']}: {1e3 * one['step_seconds']:.0f} ms "
+                f"and {one['pages_a_step']:,.0f} pages a step, {one['speed_against_1']:.2f} x as fast as one",
+                flush=True,
+            )
+        write_json(args.out, {"environment": environment(), "machine": machine(), "cases": cases})
+
+
+if __name__ == "__main__":
+    main()
