@@ -34,7 +34,8 @@ def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, 
         raise SystemExit("needs a CPU that multiplies bfloat16 (or JAXRESNET_CPU_BFLOAT16=1): see --help")
     rng = np.random.default_rng(0)
     data = (rng.integers(0, 256, (images, 32, 32, 3), np.uint8), rng.integers(0, 10, images, np.int32))
-    data, state, hypers = replicate(data, engine.devices), engine.init(0), hypers_of(config.optim)
+    placed, labels = replicate(data, engine.devices)
+    state, hypers = engine.init(0), hypers_of(config.optim)
     steps = images // batch_size
 
     def run(steps_per_dispatch: int) -> tuple[float, float]:
@@ -44,7 +45,7 @@ def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, 
             nonlocal state
             engine.steps_per_dispatch = steps_per_dispatch
             totals = engine.zero_totals()
-            state, totals = engine.train_epoch(state, totals, hypers, *data, 0, after_step=lambda *_: False)
+            state, totals = engine.train_epoch(state, totals, hypers, placed, labels, 0, after_step=lambda *_: False)
             jax.block_until_ready((state, totals))
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -31,6 +31,7 @@ from turns import resident_peak
 
 import jaxresnet as jr
 from jaxresnet.checkpoint import Checkpoints
+from jaxresnet.conv import convolves_in_loops
 from jaxresnet.environment import environment
 from jaxresnet.metrics import cross_entropy
 from jaxresnet.optim import hypers_of
@@ -135,10 +136,11 @@ def peak_memory() -> int:
 def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:
     base = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last")
     config = replace(base, model=jr.ModelConfig(precision=precision), optim=jr.OptimConfig(lookahead=False))  # type: ignore[arg-type]
-    # A whole epoch where one dispatch holds it; on CPU, where steps take seconds, what one dispatch holds at most.
-    on_cpu = jax.devices()[0].platform == "cpu"
-    steps = (IMAGES_PER_DISPATCH if on_cpu else IMAGES_PER_EPOCH) // batch_size
-    count = IMAGES_PER_EPOCH if on_cpu else steps * batch_size
+    # A whole epoch where one dispatch holds it; on CPU what a dispatch holds, where that is one step, two of them.
+    platform = jax.devices()[0].platform
+    images_of_a_turn = IMAGES_PER_EPOCH if platform != "cpu" else IMAGES_PER_DISPATCH
+    steps = images_of_a_turn // batch_size if convolves_in_loops(platform, precision) else 2
+    count = IMAGES_PER_EPOCH if platform == "cpu" else steps * batch_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
     data = jr.Split(images, rng.integers(0, 10, count).astype(np.int32))
