@@ -286,7 +286,9 @@ def cpu_pytorch_table() -> str:
         "| batch | ours in | ours, images/s | PyTorch | images/s | ours against it | range | memory, ours and its |",
         "|---" * 8 + "|",
     ]
-    for case in json.loads((RESULTS / "compare_pytorch-cpu.json").read_text())["cases"]:
+    files = {"float32": "compare_pytorch-cpu.json", "bfloat16": "compare_pytorch-cpu-bfloat16.json"}
+    found = {precision: json.loads((RESULTS / file).read_text())["cases"] for precision, file in files.items()}
+    for case in (case for precision, cases in found.items() for case in cases if case["precision"] == precision):
         ours = case["contenders"]["jaxresnet"]
         for name, against in case["against"].items():
             theirs = case["contenders"][name]
@@ -301,6 +303,23 @@ def cpu_pytorch_table() -> str:
 
 def cpu_bfloat16_profile_table() -> str:
     return cpu_profile_table("profile_step-cpu-bfloat16.json")
+
+
+def steps_per_dispatch_table() -> str:
+    """What `benchmarks/steps_per_dispatch.py` found."""
+    found = json.loads((RESULTS / "steps_per_dispatch-cpu.json").read_text())
+    lines = [
+        "| batch | steps a dispatch | ms a step | times as fast as one | quartiles | pages a step |",
+        "|---" * 6 + "|",
+    ]
+    for case in found["cases"]:
+        for row in case["dispatches"]:
+            low, high = row["speed_against_1_quartiles"]
+            lines.append(
+                f"| {case['batch_size']} | {row['steps_per_dispatch']} | {1e3 * row['step_seconds']:.0f} "
+                f"| {row['speed_against_1']:.2f} | {low:.2f} to {high:.2f} | {row['pages_a_step']:,.0f} |"
+            )
+    return "\n".join(lines)
 
 
 def conv_passes_table() -> str:
@@ -340,5 +359,5 @@ if __name__ == "__main__":
     print(f"\n{parity_table()}\n\n{parity_training_table()}\n\n{parity_gradient_table()}")
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
     print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")
-    print(f"\n{cpu_options_table()}\n\n{conv_passes_table()}")
+    print(f"\n{cpu_options_table()}\n\n{conv_passes_table()}\n\n{steps_per_dispatch_table()}")
     print(f"\n{cpu_profile_table()}\n\n{cpu_bfloat16_profile_table()}\n\n{cpu_pytorch_table()}\n\n{precision_table()}")

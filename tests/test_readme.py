@@ -160,7 +160,14 @@ def test_every_number_of_the_performance_page_comes_from_results():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
     page = (ROOT / "docs" / "performance.md").read_text()
     cpu = ("options_table", "profile_table", "bfloat16_profile_table", "pytorch_table")
-    others = ("compiling_table", "gpu_program_table", "sweep_table", "conv_passes_table", "precision_table")
+    others = (
+        "compiling_table",
+        "gpu_program_table",
+        "sweep_table",
+        "conv_passes_table",
+        "precision_table",
+        "steps_per_dispatch_table",
+    )
     for name in (*others, *(f"cpu_{name}" for name in cpu)):
         assert tables[name]() in page, name
 
