@@ -170,7 +170,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rivals", nargs="+", choices=ALL_RIVALS, help="default: all but max-autotune")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, help=f"of a turn (default: those of {IMAGES_PER_DISPATCH} images on cpu; on cuda an epoch)"
+        "--steps",
+        type=int,
+        help=f"of a turn, whole dispatches (default: those of {IMAGES_PER_DISPATCH} images on cpu; on cuda an epoch)",
     )
     parser.add_argument("--images", type=int, default=50_000, help="of an epoch (default: %(default)s)")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage (default: %(default)s)")
@@ -195,6 +197,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def steps_of_a_turn(args: argparse.Namespace, batch_size: int) -> int:
+    """--steps, else on a CPU as many as one dispatch of ours holds at most, on a GPU all of an epoch."""
     if args.steps is not None:
         return args.steps
     return max(1, (args.images if args.device == "cuda" else min(args.images, IMAGES_PER_DISPATCH)) // batch_size)

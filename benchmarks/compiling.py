@@ -3,8 +3,9 @@
     python benchmarks/compiling.py results/compiling-cpu.json
 
 For every run in `jaxresnet.published` it asks for the engine as `fit` does and has all compiled that the run needs: on
-CPU a step, the smaller last step and evaluation, on accelerators (or with `--as-accelerator`) the whole epoch and the
-whole evaluation. Nothing is trained and no data are made: the programs are compiled for arrays that have a shape only.
+CPU a step (or a loop over a few), the smaller last step and evaluation, on accelerators (or with `--as-accelerator`)
+the whole epoch and the whole evaluation. Nothing is trained and no data are made: the programs are compiled for arrays
+that have a shape only.
 
 - first: a new process, with nothing on disk.
 - other seed: the same eleven in the same process with another seed. Nothing may be compiled.

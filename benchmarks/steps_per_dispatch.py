@@ -20,6 +20,7 @@ from machine import machine
 from turns import seconds
 
 import jaxresnet as jr
+from jaxresnet.conv import convolves_in_loops
 from jaxresnet.environment import environment
 from jaxresnet.optim import hypers_of
 from jaxresnet.parallel import IMAGES_PER_DISPATCH, Engine, replicate
@@ -30,8 +31,10 @@ def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, 
     model = jr.ModelConfig(width=width, precision="bfloat16")
     config = jr.TrainConfig(model, batch_size=batch_size, val_size=0, selection="last")
     engine = Engine(config, images, (jax.devices()[0],))
-    if engine.whole_epochs or engine.dispatch == "a step":
+    if engine.whole_epochs or not convolves_in_loops("cpu", "bfloat16"):
         raise SystemExit("needs a CPU that multiplies bfloat16 (or JAXRESNET_CPU_BFLOAT16=1): see --help")
+    if images % batch_size:
+        raise SystemExit(f"--images {images}: must be a multiple of the batch size {batch_size}")
     rng = np.random.default_rng(0)
     data = (rng.integers(0, 256, (images, 32, 32, 3), np.uint8), rng.integers(0, 10, images, np.int32))
     placed, labels = replicate(data, engine.devices)

@@ -139,7 +139,7 @@ def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:
     # A whole epoch where one dispatch holds it; on CPU what a dispatch holds, where that is one step, two of them.
     platform = jax.devices()[0].platform
     images_of_a_turn = IMAGES_PER_EPOCH if platform != "cpu" else IMAGES_PER_DISPATCH
-    steps = images_of_a_turn // batch_size if convolves_in_loops(platform, precision) else 2
+    steps = max(1, images_of_a_turn // batch_size) if convolves_in_loops(platform, precision) else 2
     count = IMAGES_PER_EPOCH if platform == "cpu" else steps * batch_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)

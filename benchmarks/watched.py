@@ -22,7 +22,8 @@ import jaxresnet as jr
 ROOT = Path(__file__).resolve().parents[1]
 # Three runs of one, two and three epochs, 12 steps each, which share what is compiled.
 NETWORK = ["--stage-sizes", "1", "--pool-size", "32", "--width", "4", "--train-size", "1024", "--val-size", "256"]
-COMMAND = [str(ROOT / "experiments" / "num_epochs.py"), "--demo", *NETWORK, "--seeds", "0", "--out", "out"]
+STEPWISE = ["--precision", "float32"]  # a dispatch is a step then on every CPU, and there is something to interrupt
+COMMAND = [str(ROOT / "experiments" / "num_epochs.py"), "--demo", *NETWORK, "--seeds", "0", "--out", "out", *STEPWISE]
 # One device; and no commit, which results record, as somebody may work on the checkout meanwhile.
 ENVIRONMENT = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "GIT_DIR": os.devnull}
 

@@ -92,8 +92,8 @@ def compare(
     gives each device a run of its own, as many at a time as there are devices. The results agree to rounding. restart:
     begin runs anew whose checkpoints are all damaged. Several processes call this alike: one of them alone has `out`.
 
-    Calling it again with the same arguments continues where it stopped, in the middle of an epoch on CPU; with more
-    seeds it adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ, and
+    Calling it again with the same arguments continues where it stopped, on CPU within an epoch; with more seeds it
+    adds them. Raises ResultsError when `out` holds another comparison, naming the fields that differ, and
     while another process works there, naming that. A run that fails (its loss stops being finite, its checkpoints are
     damaged, the device has too little memory) does not keep the others from running: RunsFailed is raised after them,
     and holds what there is.

@@ -42,7 +42,7 @@ def fail(error: UserError) -> NoReturn:
 
 @contextmanager
 def stop_on_signal(threads: bool = False) -> Any:
-    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends at once.
+    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends without saving.
 
     threads: runs train in threads of their own, which a KeyboardInterrupt would wait for; the process is ended instead.
     To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits

@@ -29,8 +29,9 @@ from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
 
 Devices = tuple[jax.Device, ...]
 
-# On a CPU that trains in loops: enough that the memory which a dispatch asks the system for anew hardly counts, few
-# enough that progress and Ctrl-C wait for seconds only (docs/performance.md).
+# Where steps share a dispatch that is no whole epoch: on a CPU, and for the rest of an epoch that was broken off.
+# Enough that the memory which a dispatch asks the system for anew hardly counts, few enough that progress and Ctrl-C do
+# not wait long: 15 s for the default network on two cores (docs/performance.md).
 IMAGES_PER_DISPATCH = 2048
 
 

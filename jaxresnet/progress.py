@@ -82,7 +82,7 @@ class Progress:
         with self._lock:
             now, done = time.perf_counter(), (epoch * run.images + images) * run.macs
             self._done[run] = done
-            if run not in self._since:  # the step before compiled, or continued an epoch that another process began
+            if run not in self._since:  # the dispatch before compiled, or continued an epoch that another process began
                 self._since[run] = done, now
                 return
             done_before, start = self._since[run]

@@ -77,7 +77,7 @@ def fit(
     last is damaged, the one before it is used, with a warning.
     restart: begin anew where all checkpoints are damaged, instead of raising.
     devices: share every batch; default all, of all processes. Several processes call this alike, see `processes`: one
-    of them alone keeps `workdir`, and a should_stop() of any stops all after the same step.
+    of them alone keeps `workdir`, and a should_stop() of any stops all after the same dispatch.
     on_epoch(rows so far): called after each epoch, once its checkpoint, if it has one, is safe on disk.
     on_progress(epoch, images done in it): called after every dispatch.
     should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.

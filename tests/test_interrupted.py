@@ -1,5 +1,6 @@
 """Runs that are damaged, break or meet numbers that are not finite: what is taken up again, and what is said."""
 
+from copy import copy
 from dataclasses import replace
 
 import jax
@@ -279,6 +280,51 @@ def test_the_count_goes_on_after_an_interruption(tiny_data, bad_steps, tmp_path)
     resumed = fit(SKIP, tiny_data, tmp_path, devices=ONE)
     assert resumed.summary["skipped_steps"] == 3
     assert_same_run(resumed, uninterrupted)
+
+
+# --------------------------------------------------------------------------------------- several steps in a dispatch
+
+
+@pytest.fixture
+def three_steps_a_dispatch(monkeypatch):
+    """As on a CPU that convolves by products of matrices: of the four steps of an epoch three, and then one."""
+
+    def make(*args):
+        engine = copy(make_engine(*args))
+        engine.steps_per_dispatch = 3
+        return engine
+
+    monkeypatch.setattr(jaxresnet.train, "make_engine", make)
+
+
+def test_stopped_between_two_dispatches_of_an_epoch_a_run_goes_on_to_the_same_bits(
+    three_steps_a_dispatch, tiny_data, tmp_path, whole
+):
+    uninterrupted = fit(LAST, tiny_data, devices=ONE)
+    assert_same_to_rounding(uninterrupted.state, whole.state)
+    begin(tiny_data, tmp_path, calls=4)  # after two dispatches, an epoch and a dispatch
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.last_step() == 7
+    at = []
+    resumed = fit(LAST, tiny_data, tmp_path, devices=ONE, on_progress=lambda *where: at.append(where))
+    assert at == [(1, 256), (2, 192), (2, 256)]
+    assert_same_run(resumed, uninterrupted)
+
+
+def test_a_step_within_a_dispatch_that_is_not_finite_is_named(three_steps_a_dispatch, tiny_data, bad_steps):
+    bad_steps |= {5}
+    at = []
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5 \("):
+        fit(LAST, tiny_data, devices=ONE, on_progress=lambda *where: at.append(where))
+    assert at[-1] == (1, 192), "nothing is begun after the dispatch that holds it"
+
+
+def test_bad_steps_within_a_dispatch_are_skipped_and_counted(three_steps_a_dispatch, tiny_data, bad_steps):
+    bad_steps |= {1, 6, 7}
+    assert [row["skipped_steps"] for row in fit(SKIP, tiny_data, devices=ONE).history] == [1, 2, 0]
+    bad_steps |= {5}
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5, the first of [23] there, more than skip_nonfinite=3"):
+        fit(SKIP, tiny_data, devices=ONE)
 
 
 def test_an_epoch_without_a_single_good_step_stops_the_run(tiny_data, bad_steps):

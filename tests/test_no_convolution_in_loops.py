@@ -57,7 +57,8 @@ def test_no_program_of_a_run_has_a_convolution_in_a_loop(bfloat16, precision, mo
     assert len(convolutions) == 4, "two sizes of a training step, and evaluation of two data sets"
     assert not any(one[True] for one in convolutions), convolutions
     assert all((one[False] >= 1) == (precision == "float32") for one in convolutions), "in bfloat16 all are products"
-    assert any(one[True] >= 3 for one in products), products
+    # Of evaluation, and of the smaller last step, which is in no loop over steps.
+    assert sum(one[True] >= 3 for one in products) == (4 if precision == "bfloat16" else 2), products
     assert any(gathers_of_bits) == (bfloat16 == "1"), "the convolutions that are meant"
 
 

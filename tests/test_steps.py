@@ -194,7 +194,7 @@ def test_only_what_convolves_in_loops_takes_several_steps(
     engine = Engine(config, NUM_TRAIN, (Device(platform),))
     assert (engine.steps_per_dispatch, engine.dispatch) == (steps, dispatch)
     large = Engine(replace(config, batch_size=4096), 5000, (Device(platform),))
-    assert large.steps_per_dispatch == 1, "more than 2,048 images cannot be less than a step"
+    assert large.steps_per_dispatch == 1, "of more images than a dispatch is to hold"
 
 
 def test_bfloat16_trains_several_steps_in_one_program_without_convolutions(train, one_device, monkeypatch):
@@ -206,12 +206,12 @@ def test_bfloat16_trains_several_steps_in_one_program_without_convolutions(train
     single = Engine(config, NUM_TRAIN, tuple(one_device))
     single.whole_epochs, single.steps_per_dispatch = False, 1
     (one, one_totals), (other, other_totals) = (run_epochs(e, config, train) for e in (together, single))
-    assert "while" in together.training_program._compiled.as_text()
+    assert together.training_program is together._train_several and together._train_several.compile_seconds > 0
+    assert single.training_program is single._train[64] and single._train_several.compile_seconds == 0
     assert " convolution(" not in together.training_program._compiled.as_text()
-    assert together.training_program is not single.training_program
     np.testing.assert_allclose(one_totals.sums.loss, other_totals.sums.loss, rtol=1e-3)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
+        np.testing.assert_allclose(a, b, atol=1e-4)  # a twentieth of what Adam moves a weight in one step
 
 
 def test_evaluation_counts_every_image_scanned_or_not(one_device, scanning, train, tiny_data):
