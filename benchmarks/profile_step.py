@@ -49,8 +49,8 @@ SMALLEST_SHOWN = 5e-3  # layers and passes below it are in the JSON alone
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
-def training(config: jr.TrainConfig, num_images: int) -> tuple[Callable[[], None], Callable[[], str]]:
-    """(train for an epoch of noise on the first device and wait, the text of the program compiled for its steps)."""
+def training(config: jr.TrainConfig, num_images: int) -> tuple[Callable[[], None], Engine]:
+    """(train for an epoch of noise on the first device and wait, the engine that does it)."""
     engine = Engine(config, num_images, tuple(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     images = replicate(rng.integers(0, 256, (num_images, 32, 32, 3), np.uint8), engine.devices)
@@ -64,10 +64,7 @@ def training(config: jr.TrainConfig, num_images: int) -> tuple[Callable[[], None
         )
         jax.block_until_ready((state, totals))
 
-    def text() -> str:
-        return engine.training_program._compiled.as_text()  # type: ignore[union-attr]
-
-    return run, text
+    return run, engine
 
 
 @partial(jax.jit, donate_argnums=0)  # in place: fresh memory would cost page faults on CPU
@@ -119,10 +116,10 @@ def measured_peaks(program: Program) -> dict[str, float]:
 def profile(config: jr.TrainConfig, steps: int) -> dict[str, Any]:
     """The JSON document, but for the environment. All times are of a step, in seconds."""
     with named_layers():
-        run, text = training(config, steps * config.batch_size)
+        run, engine = training(config, steps * config.batch_size)
         run()  # compiles
     run()
-    program = Program(text())
+    program = Program(engine.training_program._compiled.as_text())  # type: ignore[union-attr]
     # In turns, and the best of each: a machine that others use as well has slow moments.
     turns = [(seconds(run) / steps, record(run), measured_peaks(program)) for _ in range(ROUNDS)]
     untraced = min(turn[0] for turn in turns)

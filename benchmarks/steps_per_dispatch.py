@@ -15,42 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from machine import machine
+from profile_step import training
 from turns import seconds
 
 import jaxresnet as jr
-from jaxresnet.conv import convolves_in_loops
+from jaxresnet.conv_products import multiplies_bfloat16
 from jaxresnet.environment import environment
-from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import IMAGES_PER_DISPATCH, Engine, replicate
+from jaxresnet.parallel import IMAGES_PER_DISPATCH
 from jaxresnet.results import write_json
 
 
 def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, Any]:
     model = jr.ModelConfig(width=width, precision="bfloat16")
     config = jr.TrainConfig(model, batch_size=batch_size, val_size=0, selection="last")
-    engine = Engine(config, images, (jax.devices()[0],))
-    if engine.whole_epochs or not convolves_in_loops("cpu", "bfloat16"):
+    if jax.devices()[0].platform != "cpu" or not multiplies_bfloat16():
         raise SystemExit("needs a CPU that multiplies bfloat16 (or JAXRESNET_CPU_BFLOAT16=1): see --help")
     if images % batch_size:
         raise SystemExit(f"--images {images}: must be a multiple of the batch size {batch_size}")
-    rng = np.random.default_rng(0)
-    data = (rng.integers(0, 256, (images, 32, 32, 3), np.uint8), rng.integers(0, 10, images, np.int32))
-    placed, labels = replicate(data, engine.devices)
-    state, hypers = engine.init(0), hypers_of(config.optim)
+    train, engine = training(config, images)
     steps = images // batch_size
 
     def run(steps_per_dispatch: int) -> tuple[float, float]:
         """(seconds, pages) a step."""
-
-        def train() -> None:
-            nonlocal state
-            engine.steps_per_dispatch = steps_per_dispatch
-            totals = engine.zero_totals()
-            state, totals = engine.train_epoch(state, totals, hypers, placed, labels, 0, after_step=lambda *_: False)
-            jax.block_until_ready((state, totals))
-
+        engine.steps_per_dispatch = steps_per_dispatch
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         taken = seconds(train)
         return taken / steps, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps

@@ -153,8 +153,7 @@ class Engine:
         self._plan = jax.jit(steps.plan)
         self._prepare_seconds = 0.0  # what compiling `_plan` took
         self._train_epoch = training("train_epoch", steps.train_epoch, 6)
-        several_steps = partial(steps.train_several, batch_size=config.batch_size)
-        self._train_several = training("train_several", several_steps, 8)
+        self._train_several = training("train_several", steps.train_several, 8)
         self._train = {
             size: training("train", partial(steps.train, batch_size=size), 7, size)
             for size in {config.batch_size, num_train % config.batch_size} - {0}

@@ -33,8 +33,8 @@ class Steps(NamedTuple):
     plan(key_data, epoch) -> EpochPlan
     train(state, totals, hypers, images, labels, plan, start, rank, batch_size=) -> (state, totals);
         hypers: see `optim.epoch_hypers`, the numbers of every step, so that one program serves all schedules
-    train_several(state, totals, hypers, images, labels, plan, start, count, rank, batch_size=) -> (state, totals), of
-        `count` batches, int32 scalar, one after the other
+    train_several(state, totals, hypers, images, labels, plan, start, count, rank) -> (state, totals), of `count` full
+        batches, int32 scalar, one after the other
     train_epoch(state, totals, hypers, images, labels, epoch, rank) -> (state, totals), the plan and all steps of an
         epoch
     evaluate(variables, sums, images, labels, start, rank, batch_size=) -> sums
@@ -143,12 +143,11 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         start: Array,
         count: Array,
         rank: Array,
-        *,
-        batch_size: int,
     ) -> tuple[TrainState, TrainTotals]:
+        size = config.batch_size
+
         def step(i: Array, carry: tuple[TrainState, TrainTotals]) -> tuple[TrainState, TrainTotals]:
-            first = start + i * batch_size
-            return train(*carry, hypers, images, labels, plan, first, rank, batch_size=batch_size)
+            return train(*carry, hypers, images, labels, plan, start + i * size, rank, batch_size=size)
 
         return lax.fori_loop(0, count, step, (state, totals))
 

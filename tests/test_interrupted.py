@@ -323,7 +323,7 @@ def test_bad_steps_within_a_dispatch_are_skipped_and_counted(three_steps_a_dispa
     bad_steps |= {1, 6, 7}
     assert [row["skipped_steps"] for row in fit(SKIP, tiny_data, devices=ONE).history] == [1, 2, 0]
     bad_steps |= {5}
-    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5, the first of [23] there, more than skip_nonfinite=3"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5, the first of 3 there, more than skip_nonfinite=3"):
         fit(SKIP, tiny_data, devices=ONE)
 
 
