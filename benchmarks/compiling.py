@@ -39,6 +39,7 @@ import numpy as np
 from jax import monitoring
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from machine import machine
+from network import network
 
 import jaxresnet as jr
 from jaxresnet.compilation import use_compilation_cache
@@ -113,8 +114,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     events: Counter = Counter()
     monitoring.register_event_listener(lambda event, **_: events.update([event]))
     monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: events.update([event]))
-    stages = tuple(args.stage_sizes)
-    model = jr.ModelConfig(stages, args.width, pool_size=32 // 2 ** (len(stages) - 1), precision=args.precision)
+    model = network(args.stage_sizes, args.width, args.precision)
     seen: set[int] = set()
 
     def one(config: jr.TrainConfig) -> Counts:

@@ -30,6 +30,7 @@ from events import record
 from hlo import Program
 from layers import Place, Places, named_layers
 from machine import machine
+from network import network
 from operations import Row, grouped, operations_of
 from train_step import matmul_flops, seconds
 
@@ -238,8 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
     # A program from the cache may have been compiled without the names of the layers.
     jax.config.update("jax_enable_compilation_cache", False)
-    stages = tuple(args.stage_sizes)
-    model = jr.ModelConfig(stages, args.width, pool_size=32 // 2 ** (len(stages) - 1), precision=args.precision)
+    model = network(args.stage_sizes, args.width, args.precision)
     config = jr.TrainConfig(model=model, batch_size=args.batch_size, val_size=0, selection="last")
     steps = args.steps or (8 if jax.devices()[0].platform == "cpu" else 20)
     result = profile(config, steps)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 from machine import machine
+from network import network
 
 import jaxresnet as jr
 from jaxresnet.environment import environment
@@ -60,8 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     data = jr.load_cifar10(args.data) if args.data else jr.make_synthetic(args.images, max(args.images // 5, 10))
     published = jr.published["adam_512"]
-    stages = tuple(args.stage_sizes)
-    model = jr.ModelConfig(stages, args.width, pool_size=32 // 2 ** (len(stages) - 1), precision=args.precision)
+    model = network(args.stage_sizes, args.width, args.precision)
     config = replace(published.config, model=model, num_epochs=args.epochs or published.config.num_epochs)
     found: dict[str, Any] = {
         "environment": environment(jax.devices()[:1]),

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from machine import machine
+from network import network
 from profile_step import training
 from turns import seconds
 
@@ -26,8 +27,7 @@ from jaxresnet.parallel import IMAGES_PER_DISPATCH
 from jaxresnet.results import write_json
 
 
-def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, Any]:
-    model = jr.ModelConfig(width=width, precision="bfloat16")
+def measure(model: jr.ModelConfig, batch_size: int, images: int, rounds: int) -> dict[str, Any]:
     config = jr.TrainConfig(model, batch_size=batch_size, val_size=0, selection="last")
     if jax.devices()[0].platform != "cpu" or not multiplies_bfloat16():
         raise SystemExit("needs a CPU that multiplies bfloat16 (or JAXRESNET_CPU_BFLOAT16=1): see --help")
@@ -64,7 +64,8 @@ def measure(batch_size: int, width: int, images: int, rounds: int) -> dict[str, 
             "times": taken,
         }
 
-    return {"batch_size": batch_size, "width": width, "images": images, "dispatches": [row(count) for count in counts]}
+    case = {"batch_size": batch_size, "width": model.width, "stage_sizes": list(model.stage_sizes), "images": images}
+    return {**case, "dispatches": [row(count) for count in counts]}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,11 +74,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--images", type=int, default=IMAGES_PER_DISPATCH, help="of a turn (default: %(default)s)")
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--stage-sizes", type=int, nargs="+", default=[1, 1, 1, 1])
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
+    model = network(args.stage_sizes, args.width, "bfloat16")
     cases = []
     for batch_size in args.batch_sizes:
-        cases.append(case := measure(batch_size, args.width, args.images, args.rounds))
+        cases.append(case := measure(model, batch_size, args.images, args.rounds))
         for one in case["dispatches"]:
             print(
                 f"batch {batch_size}, steps a dispatch {one['steps_per_dispatch']}: {1e3 * one['step_seconds']:.0f} ms "

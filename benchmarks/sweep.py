@@ -38,6 +38,7 @@ import numpy as np
 from compiling import BUILT
 from jax import monitoring
 from machine import machine
+from network import network
 from turns import Contender, Unit, resident_peak, serve, speed_against, take_turns
 
 import jaxresnet as jr
@@ -78,9 +79,8 @@ def set_up(num_devices: int, case: dict[str, Any]) -> Unit:
         return jr.Split(images, rng.integers(0, 10, count).astype(np.int32))
 
     data = jr.Dataset(noise(case["images"]), noise(case["batch_size"]), name="noise", synthetic=True)
-    stages = tuple(case["stage_sizes"])
     config = jr.TrainConfig(
-        model=jr.ModelConfig(stages, case["width"], pool_size=32 // 2 ** (len(stages) - 1), precision="float32"),
+        model=network(case["stage_sizes"], case["width"], "float32"),
         num_epochs=case["epochs"],
         batch_size=case["batch_size"],
         eval_batch_size=case["batch_size"],

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 from machine import machine
+from network import network
 from turns import Contender, Unit, resident_peak, serve, speed_against, take_turns
 
 import jaxresnet as jr
@@ -84,8 +85,7 @@ def set_up(case: dict[str, Any], options: Options, candidates: list[Options] | N
     device = jax.devices()[0]
     steps = case["steps"] if device.platform == "cpu" else case["images"] // case["batch_size"]
     count = steps * case["batch_size"]
-    stages = tuple(case["stage_sizes"])
-    model = jr.ModelConfig(stages, case["width"], pool_size=32 // 2 ** (len(stages) - 1), precision=case["precision"])
+    model = network(case["stage_sizes"], case["width"], case["precision"])
     config = jr.TrainConfig(model=model, batch_size=case["batch_size"], val_size=0, selection="last")
     engine = Engine(config, count, (device,))
     rng = np.random.default_rng(0)

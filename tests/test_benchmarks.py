@@ -54,7 +54,7 @@ def test_dispatches_of_one_step_and_of_several_take_turns(tmp_path, capsys, monk
         return train_epoch(engine, *args, **{**more, "after_step": lambda done, *_: dispatches[-1].append(done)})
 
     monkeypatch.setattr(Engine, "train_epoch", noted)
-    flags = ["--batch-sizes", "4", "--images", "32", "--width", "4", "--rounds", "2"]
+    flags = [*SMALL, "--batch-sizes", "4", "--images", "32", "--rounds", "2"]
     steps_per_dispatch.main([str(out), *flags])
     (case,) = json.loads(out.read_text())["cases"]
     by_count = [[*range(4, 33, 4)], [8, 16, 24, 32], [32]]
@@ -133,9 +133,12 @@ def test_the_ways_to_convolve_take_turns(precision):
 
 def test_both_precisions_train_from_the_same_start(tiny_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jr, "load_cifar10", {"folder": tiny_data}.__getitem__)
+    published = jr.published["adam_512"]
+    small = replace(published.config, model=RUN.model)  # of one stage: compiling is what this costs
+    monkeypatch.setitem(jr.published, "adam_512", published._replace(config=small))
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")  # which the program changes
     out = tmp_path / "out"
-    size = ["--width", "2", "--epochs", "1", "--seeds", "0", "--batch-size", "64"]
+    size = ["--width", "2", "--epochs", "1", "--seeds", "0", "--batch-size", "64", "--train-size", "256"]
     precision_training.main([str(out), "--data", "folder", *size])
     float32, bfloat16 = (json.loads((out / f"runs/{arm}-seed0.json").read_text()) for arm in ("float32", "bfloat16"))
     assert float32["config"]["model"].pop("precision") == "float32"

@@ -16,7 +16,7 @@ import jaxresnet as jr
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 HAS_TORCH = find_spec("torch") is not None
-TINY = "--stage-sizes 1 1 --width 4 --pool-size 16 --batch-size 64 --num-epochs 1 --eval-batch-size 128"
+TINY = "--stage-sizes 1 --width 4 --pool-size 32 --batch-size 64 --num-epochs 1 --eval-batch-size 128"
 
 
 def blocks(language: str) -> list[str]:
@@ -61,7 +61,7 @@ def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
     if HAS_TORCH:
         import torch
 
-        config = jr.ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)
+        config = jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)
         torch.save(jr.to_torch(jax.jit(jr.build_model(config).init)(jax.random.key(0))), "ckpt.pth")
     for command in (c for c in commands() if c.startswith("python ")):
         if ".pth" in command and not HAS_TORCH:
@@ -92,7 +92,7 @@ def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
 def test_the_library_snippet(small_data, capsys):
     (snippet,) = blocks("python")
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
-    small = "num_epochs=1, batch_size=64, val_size=64, model=jr.ModelConfig(stage_sizes=(1, 1), width=4, pool_size=16)"
+    small = "num_epochs=1, batch_size=64, val_size=64, model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)"
     shrunk = snippet.replace("num_epochs=10, batch_size=512", small).replace("[0, 1, 2]", "[0]")
     assert shrunk.count(small) == 1 and "seeds=[0]" in shrunk
     exec(compile(shrunk, "README.md", "exec"), {})
