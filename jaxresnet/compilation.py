@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,6 +26,21 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": CPU_COMPILER_OPTIONS}
 def compiler_options(backend: str) -> dict[str, Any]:
     """XLA's options for programs of a backend ("cpu", "gpu", "tpu"). JAXRESNET_COMPILER_OPTIONS=0: none."""
     return {} if os.environ.get("JAXRESNET_COMPILER_OPTIONS") == "0" else COMPILER_OPTIONS.get(backend, {})
+
+
+def compile_lowered(lowered: Any, backend: str) -> Callable[..., Any]:
+    """Compile what `.lower` of `jax.jit` or `jax.pmap` gave, with the options of `backend`, but for those that this
+    version of XLA does not know: the program runs as well without."""
+    options = dict(compiler_options(backend))
+    while True:
+        try:
+            return cast(Callable[..., Any], lowered.compile(options))
+        except jax.errors.JaxRuntimeError as e:
+            unknown = [name for name in options if name in str(e)]
+            if "No such compile option" not in str(e) or not unknown:
+                raise
+            for name in unknown:
+                del options[name]
 
 
 def use_compilation_cache() -> Path | None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxresnet.compilation import CompiledOnce, compiler_options
+from jaxresnet.compilation import CompiledOnce, compile_lowered
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.conv import convolves_in_loops
 from jaxresnet.errors import ConfigError
@@ -100,18 +100,7 @@ class Program:
         return self._compiled(*args, self._ranks)
 
     def _compile(self, *args: Any) -> Callable[..., Any]:
-        lowered = self._mapped.lower(*args)
-        options = dict(compiler_options(self._devices[0].platform))
-        while True:
-            try:
-                return lowered.compile(options)
-            except jax.errors.JaxRuntimeError as e:
-                # This version of XLA may not know an option, without which the program runs as well.
-                unknown = [name for name in options if name in str(e)]
-                if "No such compile option" not in str(e) or not unknown:
-                    raise
-                for name in unknown:
-                    del options[name]
+        return compile_lowered(self._mapped.lower(*args), self._devices[0].platform)
 
 
 class Engine:
@@ -230,8 +219,8 @@ class Engine:
                 state, totals = self._train[self._batch_size if step < full else last](*args)
             step += count
             if after_step is not None:
-                # Without this wait the host would queue a whole epoch, and progress and Ctrl-C would mean nothing.
-                # It costs nothing where a step takes milliseconds and more.
+                # Without this wait the host would queue a whole epoch, and progress and Ctrl-C would mean nothing. It
+                # costs a percent where a dispatch is a step.
                 totals.steps.block_until_ready()
                 if after_step(min(step * self._batch_size, self._num_train), state, totals):
                     break

@@ -1,16 +1,16 @@
 """The weights of a checkpoint, and class probabilities from them."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.augment import normalise
 from jaxresnet.checkpoint import Checkpoints
-from jaxresnet.compilation import compiler_options
+from jaxresnet.compilation import compile_lowered
 from jaxresnet.config import TrainConfig, from_dict
 from jaxresnet.errors import ConfigError, DataError, ResultsError
 from jaxresnet.json_files import is_number, is_whole
@@ -113,9 +113,15 @@ def predict(checkpoint_dir: str | Path, images: np.ndarray, batch_size: int = 50
     platform = jax.default_backend()
     model = build_model(config.model, platform=platform)
 
-    @partial(jax.jit, compiler_options=compiler_options(platform))
-    def probabilities(batch: jax.Array) -> jax.Array:
+    @jax.jit
+    def probabilities(variables: dict, batch: jax.Array) -> jax.Array:
         return jax.nn.softmax(model.apply(variables, normalise(batch), False)[0])
 
-    parts = [probabilities(jnp.asarray(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
-    return np.concatenate([*map(np.asarray, parts), np.zeros((0, config.model.num_classes), np.float32)])
+    @cache
+    def program(size: int) -> Callable[..., jax.Array]:
+        batch = jax.ShapeDtypeStruct((size, 32, 32, 3), np.uint8)
+        return compile_lowered(probabilities.lower(variables, batch), platform)
+
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    parts = [np.asarray(program(len(batch))(variables, batch)) for batch in batches]
+    return np.concatenate([*parts, np.zeros((0, config.model.num_classes), np.float32)])

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tiny import RUN, stop_after
 
+import jaxresnet.compilation
 import jaxresnet.train
+from jaxresnet.compilation import compiler_options
 from jaxresnet.errors import DataError, ResultsError
 from jaxresnet.model import build_model
 from jaxresnet.predict import predict
@@ -64,6 +66,13 @@ def test_they_are_of_the_best_epoch_and_the_scored_weights(probabilities, run, t
     }
     np.testing.assert_allclose(probabilities, expected["slow"], atol=1e-5)
     assert np.abs(expected["fast"] - expected["slow"]).max() > 1e-3
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(run, probabilities, tiny_data, monkeypatch):
+    options = {jax.default_backend(): {**compiler_options(jax.default_backend()), "xla_of_another_version": "1"}}
+    monkeypatch.setattr(jaxresnet.compilation, "COMPILER_OPTIONS", options)
+    again = predict(run[0], tiny_data.test.images[:64], batch_size=64)
+    assert again.tobytes() == probabilities[:64].tobytes()
 
 
 def test_no_images_give_no_rows(run):
