@@ -49,8 +49,9 @@ def assert_passes_are_xlas(images, kernel, strides, padding):
         assert_close(actual, expected)
 
 
-# The network's own layers, at a few images: of the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
+# The network's own layers, at a few images: the stem, the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
 LAYERS = [
+    (32, 3, 64, 3, 1, PAD1),
     *[(32 // 2**i, 64 * 2**i, 64 * 2**i, 3, 1, PAD1) for i in range(4)],
     *[(32 // 2**i, 64 * 2**i, 128 * 2**i, 3, 2, PAD1) for i in range(3)],
     (16, 128, 256, 1, 2, ((0, 0), (0, 0))),
@@ -338,5 +339,6 @@ def test_which_convolution_a_cpu_takes(monkeypatch):
     assert conv_for("cpu", jnp.bfloat16).keywords == {"backend": "bfloat16"}
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")
     conv._warn_of_bfloat16.cache_clear()
-    with pytest.warns(UserWarning, match="computed in float32"):
-        assert conv_for("cpu", jnp.bfloat16) is conv_cpu
+    with pytest.warns(UserWarning, match="computed in float32") as warned:
+        assert conv_for("cpu", jnp.bfloat16) is conv_for("cpu", jnp.bfloat16) is conv_cpu
+    assert len(warned) == 1
