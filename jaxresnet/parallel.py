@@ -26,12 +26,13 @@ from jaxresnet.optim import Hypers, per_step
 from jaxresnet.precision import resolved
 from jaxresnet.state import TrainState
 from jaxresnet.steps import AXIS, make_steps, num_batches, steps_per_epoch
+from jaxresnet.summary import count_macs
 
 Devices = tuple[jax.Device, ...]
 
 # Where steps share a dispatch that is no whole epoch: on a CPU, and for the rest of an epoch that was broken off.
 # Enough that the memory which a dispatch asks the system for anew hardly counts, few enough that progress and Ctrl-C do
-# not wait long: 15 s for the default network on two cores (docs/performance.md).
+# not wait long: 15 s on two cores (docs/performance.md). Of a network that computes more, less.
 IMAGES_PER_DISPATCH = 2048
 
 
@@ -122,7 +123,8 @@ class Engine:
         platform = devices[0].platform
         self.whole_epochs = platform != "cpu"
         several = convolves_in_loops(platform, config.model.precision)
-        self.steps_per_dispatch = max(1, IMAGES_PER_DISPATCH // config.batch_size) if several else 1
+        larger = max(1.0, count_macs(config.model) / count_macs(ModelConfig()))
+        self.steps_per_dispatch = max(1, int(IMAGES_PER_DISPATCH / larger) // config.batch_size) if several else 1
         self._eval_batch_size = config.eval_batch_size
         self._steps = steps = make_steps(config, num_train, len(devices), platform)
         # Engines for other devices, as many and of the same kind, have the same programs, and engines of the same

@@ -13,6 +13,7 @@ from tiny import STEADY_PARTIAL, assert_same_to_rounding, numpy_scores
 import jaxresnet.parallel
 import jaxresnet.steps
 from jaxresnet.augment import augment_batch, epoch_plan
+from jaxresnet.config import ModelConfig
 from jaxresnet.metrics import averages
 from jaxresnet.model import build_model
 from jaxresnet.optim import epoch_hypers, make_optimizer
@@ -195,6 +196,9 @@ def test_only_what_convolves_in_loops_takes_several_steps(
     assert (engine.steps_per_dispatch, engine.dispatch) == (steps, dispatch)
     large = Engine(replace(config, batch_size=4096), 5000, (Device(platform),))
     assert large.steps_per_dispatch == 1, "of more images than a dispatch is to hold"
+    deep = replace(config, model=ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3, precision=precision))
+    fewer = Engine(deep, NUM_TRAIN, (Device(platform),)).steps_per_dispatch
+    assert fewer == (13 if steps > 1 else 1), "of 2.4 times the default network's multiply-adds"
 
 
 def test_bfloat16_trains_several_steps_in_one_program_without_convolutions(train, one_device, monkeypatch):
