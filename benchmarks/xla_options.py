@@ -3,11 +3,11 @@
     python benchmarks/xla_options.py results/xla_options-cpu.json
     python benchmarks/xla_options.py OUT.json --option xla_gpu_autotune_level=0 --option xla_gpu_ftz=true xla_gpu_a=b
 
-The library's own step or a few (on CPU) or epoch (on accelerators) is compiled with each of the candidates below, or
-with those that `--option` names, all options of one --option together, in a process of its own: what XLA finds out by
-trying it keeps for the process. The process without options stays while the others come and go. It and the candidate
-take turns, and the speed is the median over turns of the ratio of their seconds. The first candidate has no options
-either: its speed tells what is noise.
+What the library trains in one dispatch (a step or a loop over a few on CPU, an epoch on accelerators) is compiled with
+each of the candidates below, or with those that `--option` names, all options of one --option together, in a process of
+its own: what XLA finds out by trying it keeps for the process. The process without options stays while the others come
+and go. It and the candidate take turns, and the speed is the median over turns of the ratio of their seconds. The first
+candidate has no options either: its speed tells what is noise.
 
 An option that this version of XLA does not know, or a value that it refuses, is reported as that. loss is the mean over
 the first turn, in nats: where it is not that without options, the option changes more than speed. temporary_bytes is

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxresnet.compare import Hooks, RunsFailed, as_begun, check_comparison, check_folder, compare, pending
+from jaxresnet.compare import Hooks, RunsFailed, as_begun, check_arms, check_comparison, check_folder, compare, pending
 from jaxresnet.compilation import use_compilation_cache
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.dataset import Dataset
@@ -116,6 +116,8 @@ def run_comparisons(planned: Sequence[Planned], options: Options) -> list[str]:
 
     check_spread(options.devices)
     planned = [one._replace(arms=as_begun(one.arms, one.out, jax.devices()[0])) for one in planned]
+    for one in planned:
+        check_arms(one.arms, options.seeds)  # before anything is downloaded
     data = together(lambda: _load_data(options, planned))
     for one in planned:
         check_comparison(one.arms, options.seeds, data[one.out], devices=_devices_of_a_run(options))
@@ -260,10 +262,11 @@ def first_line(one: Planned, options: Options, data: Dataset) -> str:
     models = [config.model for config in one.arms.values()]
     usual = all(model == ModelConfig(precision=model.precision) for model in models)
     network = "" if usual else f"width {of('width')}, "
+    epochs = f"{of('num_epochs')} epochs" if of("num_epochs") != "1" else "1 epoch"
     images = dict.fromkeys(f"{(c.train_size or data.train.num_examples) - c.val_size:,}" for c in one.arms.values())
     return (
         f"{one.name} | {one.protocol} protocol | {count}{device_name(devices[0])} | {of('precision', '{}')} | {kind}, "
-        f"{' / '.join(images)} training images | {network}{of('num_epochs')} epochs, batch {of('batch_size')} | "
+        f"{' / '.join(images)} training images | {network}{epochs}, batch {of('batch_size')} | "
         f"{' vs '.join(one.arms)} | seeds {', '.join(map(str, options.seeds))}"
     )
 

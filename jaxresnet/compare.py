@@ -204,6 +204,13 @@ def check_comparison(
     arms: Mapping[str, TrainConfig], seeds: Sequence[int], data: Dataset, devices: Sequence[jax.Device] | None = None
 ) -> None:
     """Raise what `compare` raises for arms, seeds and data that cannot work together, before anything is written."""
+    check_arms(arms, seeds)
+    for config in arms.values():
+        check_run(config, data, devices)
+
+
+def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
+    """Raise what `compare` raises for arms and seeds with whatever data."""
     slugs(arms)
     if not arms:
         raise ConfigError("arms: at least one is needed")
@@ -212,7 +219,6 @@ def check_comparison(
     for config in arms.values():
         for seed in seeds:
             replace(config, seed=seed)  # refuses a seed out of range
-        check_run(config, data, devices)
 
 
 def as_begun(arms: Mapping[str, TrainConfig], out: str | Path, device: jax.Device) -> dict[str, TrainConfig]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from jaxresnet.errors import UserError
 from jaxresnet.launch import COMMAND, EXIT_INTERRUPTED
 from jaxresnet.processes import is_main
+from jaxresnet.progress import UNREAD
 from jaxresnet.train import Interrupted
 
 EXIT_USER_ERROR = 2
@@ -23,8 +24,11 @@ def exit_status() -> Any:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (Interrupted, KeyboardInterrupt) as e:
+    except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
         where = f", {e}" if isinstance(e, Interrupted) else ""
+        if isinstance(e, BrokenPipeError):
+            where = f", {UNREAD}"
+        _drop_what_nobody_reads()
         if is_main():
             print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -52,7 +56,8 @@ def stop_on_signal(threads: bool = False) -> Any:
 
     def ask(signum: int, frame: Any) -> None:
         print(
-            "\nstopping after the steps under way (on accelerators, this epoch) and saving; press again not to save",
+            "\nstopping after the steps under way (on accelerators, this epoch; while compiling, after that) "
+            "and saving; press again not to save",
             file=stream,
             flush=True,
         )
@@ -65,6 +70,14 @@ def stop_on_signal(threads: bool = False) -> Any:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _drop_what_nobody_reads() -> None:
+    """Else Python would complain at its exit that it cannot print it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command() -> str:

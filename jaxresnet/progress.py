@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxresnet.train import Row
+from jaxresnet.train import Interrupted, Row
+
+UNREAD = "nobody reads the output any more"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ class Progress:
             # soft_wrap: a long line stays one line, which can be copied and searched as such.
             self._bar.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError as e:  # as with `| head`: a reason to stop, and none for this run to have failed
+                raise Interrupted(UNREAD) from e
 
     def _speed(self, work: int = 0, seconds: float = 0.0) -> float:
         """Multiply-adds a second of one run in this process, with those of an unfinished epoch: steadier than that of

@@ -35,8 +35,8 @@ LAYERS = [
     ["parallel", "evaluate_runs", "weight_files"],
     ["shared_run", "model_table"],
     ["train", "report"],
-    ["progress", "teams", "exits"],
-    ["compare"],
+    ["progress", "teams"],
+    ["compare", "exits"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -3,9 +3,12 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from rich.default_styles import DEFAULT_STYLES
@@ -13,6 +16,7 @@ from rich.default_styles import DEFAULT_STYLES
 from jaxresnet import progress as progress_module
 from jaxresnet.exits import stop_on_signal
 from jaxresnet.progress import PlannedRun, Progress, duration
+from jaxresnet.train import Interrupted
 
 
 def planned(arm="Adam", seed=0, images=800, num_epochs=2, macs=1000, done=False, comparison=""):
@@ -317,11 +321,34 @@ def test_ctrl_c_asks_to_stop_in_a_line_of_its_own_and_leaves_the_terminal_as_it_
         assert should_stop()
     assert signal.getsignal(signal.SIGINT) is before
     text = screen.text()
-    assert (
-        "stopping after the steps under way (on accelerators, this epoch) and saving; press again not to save"
-        in frames(text)
+    said = (
+        "stopping after the steps under way (on accelerators, this epoch; while compiling, after that) and saving; "
+        "press again not to save"
     )
+    assert said in frames(text)
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_output_that_nobody_reads_is_a_reason_to_stop_and_not_to_fail(monkeypatch):
+    """In `compare` any other error would be one of the run that is under way, and the others would go on."""
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=broken_pipe, flush=broken_pipe, isatty=lambda: False))
+    with Progress(RUNS) as progress, pytest.raises(Interrupted, match="nobody reads"):
+        progress.print("a line")
+
+
+def broken_pipe(*_):
+    raise BrokenPipeError
+
+
+def test_a_command_whose_output_nobody_reads_says_so_and_how_it_continues():
+    code = "from jaxresnet.exits import exit_status\nwith exit_status():\n    while True: print(1, flush=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 75
+    assert "Stopped, nobody reads the output any more. The same command continues:" in said
+    assert "Traceback" not in said and "Exception ignored" not in said
 
 
 def test_the_handler_of_ctrl_c_waits_for_no_lock_of_the_bar(terminal, clock):
