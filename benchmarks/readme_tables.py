@@ -7,7 +7,12 @@ A test holds the README against this.
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import jaxresnet as jr
 from jaxresnet.results import read_results
@@ -15,7 +20,7 @@ from jaxresnet.results import read_results
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FIRST_EPOCHS = "adam_lookahead-published-3-epochs-cpu"
 BENCHMARK = "train_step-cpu.json"
-PRECISION = "precision-published-15000-images-5-epochs-cpu"
+PRECISIONS = ("precision-published-5-epochs-cpu", "precision-published-15000-images-5-epochs-cpu")
 
 # Published test accuracy (%) after epochs 1, 2 and 3, read off the published logs (source: jr.SOURCE).
 ARMS = {
@@ -336,19 +341,40 @@ def conv_passes_table() -> str:
     return "\n".join(lines)
 
 
-def precision_table() -> str:
-    """What `benchmarks/precision_training.py` found: test accuracy and training loss after every epoch."""
-    runs = read_results(RESULTS / PRECISION).runs
+def precision_table(folder: str) -> str:
+    """What `benchmarks/precision_training.py` found, by epoch, and seed by seed what bfloat16 changes."""
+    runs = read_results(RESULTS / folder).runs
     lines = ["| seed | precision | test accuracy, %, by epoch | training loss, nats, by epoch |", "|---|---|---|---|"]
+
+    def row(seed: int, what: str, curves: np.ndarray, sign: str = "") -> str:
+        accuracies, losses = (
+            " / ".join(f"{x:{sign}.{places}f}" for x in curve) for curve, places in zip(curves, (2, 3), strict=True)
+        )
+        return f"| {seed} | {what} | {accuracies} | {losses} |"
+
     for seed in sorted(runs["float32"]):
-        for arm, of_arm in runs.items():
-            if not (seed in of_arm and of_arm[seed].rows):
-                continue
-            rows = of_arm[seed].rows
-            accuracy, loss = ([row[name] for row in rows] for name in ("test_accuracy", "train_loss"))
-            accuracies, losses = " / ".join(f"{a:.2f}" for a in accuracy), " / ".join(f"{x:.3f}" for x in loss)
-            lines.append(f"| {seed} | {arm} | {accuracies} | {losses} |")
+        by_arm = {arm: _curves(of_arm[seed].rows) for arm, of_arm in runs.items()}
+        lines += [row(seed, arm, curves) for arm, curves in by_arm.items()]
+        lines.append(row(seed, "difference", by_arm["bfloat16"] - by_arm["float32"], "+"))
     return "\n".join(lines)
+
+
+def precision_spread_table(folder: str) -> str:
+    """How far apart the curves of both precisions lie, and of two seeds."""
+    runs = read_results(RESULTS / folder).runs
+    curves = {(arm, seed): _curves(run.rows) for arm, of_arm in runs.items() for seed, run in of_arm.items()}
+    pairs = list(combinations(curves, 2))
+    lines = ["| between | test accuracy, points: largest, rms | training loss, nats: largest, rms |", "|---|---|---|"]
+    for name, same in (("both precisions, the same seed", 1), ("two seeds, the same precision", 0)):
+        apart = np.stack([curves[a] - curves[b] for a, b in pairs if a[same] == b[same]])
+        largest, rms = np.abs(apart).max((0, 2)), np.sqrt(np.square(apart).mean((0, 2)))
+        lines.append(f"| {name} | {largest[0]:.2f}, {rms[0]:.2f} | {largest[1]:.3f}, {rms[1]:.3f} |")
+    return "\n".join(lines)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(2, epochs): test accuracy in percent, training loss in nats."""
+    return np.array([[row[name] for row in rows] for name in ("test_accuracy", "train_loss")])
 
 
 if __name__ == "__main__":
@@ -360,4 +386,6 @@ if __name__ == "__main__":
     print(f"\n{interrupt_table()}\n\n{fuzz_table()}\n\n{fuzz_found()}")
     print(f"\n{compiling_table()}\n\n{gpu_program_table()}\n\n{sweep_table()}")
     print(f"\n{cpu_options_table()}\n\n{conv_passes_table()}\n\n{steps_per_dispatch_table()}")
-    print(f"\n{cpu_profile_table()}\n\n{cpu_bfloat16_profile_table()}\n\n{cpu_pytorch_table()}\n\n{precision_table()}")
+    print(f"\n{cpu_profile_table()}\n\n{cpu_bfloat16_profile_table()}\n\n{cpu_pytorch_table()}")
+    for folder in PRECISIONS:
+        print(f"\n{folder}\n\n{precision_table(folder)}\n\n{precision_spread_table(folder)}")

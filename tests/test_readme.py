@@ -165,11 +165,12 @@ def test_every_number_of_the_performance_page_comes_from_results():
         "gpu_program_table",
         "sweep_table",
         "conv_passes_table",
-        "precision_table",
         "steps_per_dispatch_table",
     )
     for name in (*others, *(f"cpu_{name}" for name in cpu)):
         assert tables[name]() in page, name
+    for folder in tables["PRECISIONS"]:
+        assert tables["precision_table"](folder) in page and tables["precision_spread_table"](folder) in page, folder
 
 
 def test_the_soak_and_the_fuzzing_left_nothing_when_they_were_written_down():
