@@ -59,7 +59,7 @@ def test_no_program_of_a_run_has_a_convolution_in_a_loop(bfloat16, precision, pr
         convolutions.append(count("conv_general_dilated", program._mapped, *args))
         products.append(count("dot_general", program._mapped, *args))
         moves_bits.append("bitcast_convert_type[new_dtype=uint16]" in str(jax.make_jaxpr(program._mapped)(*args)))
-        return lambda *args: args[:2] if isinstance(args[0], jr.TrainState) else args[1]  # nothing needs to run
+        return compiling.not_run
 
     monkeypatch.setattr(Program, "_compile", noted)
     monkeypatch.setattr(jaxresnet.parallel, "_compiled_once", lambda *_: CompiledOnce())
