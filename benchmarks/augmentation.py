@@ -4,7 +4,7 @@
 
 All ways give the same bits, from the same plan, for whole batches of 50,000 images on the device:
 
-- `library`: `jaxresnet.augment`. The batch is gathered, padded, and each image cut out of its padded self by a slice
+- `library`: `jaxresnet.data.augment`. The batch is gathered, padded, and each image cut out of its padded self by a slice
   that starts where the plan says (XLA makes a gather of it), then mirrored.
 - `pixels`: one gather, which finds each pixel of the result in the data set itself, with a mask for the border.
 - `offsets`: one static slice of the padded batch for each of the nine rows, then columns, where a crop may start; each
@@ -29,9 +29,9 @@ from machine import machine
 from train_step import our_step, seconds, seconds_of
 
 import jaxresnet as jr
-from jaxresnet.augment import cutout, normalise
-from jaxresnet.environment import environment
-from jaxresnet.results import write_json
+from jaxresnet.data.augment import cutout, normalise
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
 
 
 def library(images: Array, rows: Any, augment: jr.AugmentConfig) -> Array:

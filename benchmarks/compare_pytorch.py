@@ -42,8 +42,8 @@ from machine import machine
 from turns import Contender, speed_against, take_turns
 
 import jaxresnet as jr
-from jaxresnet.parallel import IMAGES_PER_DISPATCH
-from jaxresnet.results import write_json
+from jaxresnet.files import write_json
+from jaxresnet.training.engine import IMAGES_PER_DISPATCH
 
 RIVALS = {"cpu": ["eager", "compile"], "cuda": ["eager", "compile", "graphs"]}  # those that run unless others are named
 ALL_RIVALS = ["eager", "compile", "graphs", "max-autotune"]

@@ -33,7 +33,7 @@ def set_up_ours(config: jr.TrainConfig, device: str, data: jr.Split, steps: int)
     import jax
     from train_step import our_step
 
-    from jaxresnet.environment import environment
+    from jaxresnet.hardware import environment
 
     try:
         jax.devices()

@@ -2,7 +2,7 @@
 
     python benchmarks/compiling.py results/compiling-cpu.json
 
-For every run in `jaxresnet.published` it asks for the engine as `fit` does and has all compiled that the run needs: on
+For every run in `jaxresnet.recipes` it asks for the engine as `fit` does and has all compiled that the run needs: on
 CPU a step (or a loop over a few), the smaller last step and evaluation, on accelerators (or with `--as-accelerator`)
 the whole epoch and the whole evaluation. Nothing is trained and no data are made: the programs are compiled for arrays
 that have a shape only.
@@ -42,13 +42,13 @@ from machine import machine
 from network import network
 
 import jaxresnet as jr
-from jaxresnet.compilation import use_compilation_cache
-from jaxresnet.environment import environment
-from jaxresnet.optim import epoch_hypers
-from jaxresnet.parallel import Engine, Program, make_engine
-from jaxresnet.results import write_json
-from jaxresnet.steps import AXIS, steps_per_epoch
-from jaxresnet.tables import aligned
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.reporting.tables import aligned
+from jaxresnet.training.compilation import use_compilation_cache
+from jaxresnet.training.engine import Engine, Program, make_engine
+from jaxresnet.training.steps import AXIS, steps_per_epoch
 
 PASSES = ("first", "other seed", "second start")
 # Of jax.monitoring. What is found on disk passes through the first as well.

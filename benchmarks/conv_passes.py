@@ -5,7 +5,7 @@
 For each 3x3 convolution with more than the stem's channels, a batch of images and both precisions, one program computes
 the output, the gradient of the images and that of the kernel:
 
-- `library`: `jaxresnet.conv.conv2d` as a network on this CPU takes it (bfloat16 as on one that multiplies it).
+- `library`: `jaxresnet.nn.cpu.conv.conv2d` as a network on this CPU takes it (bfloat16 as on one that multiplies it).
 - `XLA`: `lax.conv_general_dilated` and its gradients.
 - `at once`: the library's, without chunks of the batch. `half`, `double`: with chunks of half and twice the size.
 - `unrolled`: the loop over chunks unrolled, to see whether a loop is slower on the inside.
@@ -28,21 +28,21 @@ from jax import lax
 from machine import machine
 from train_step import seconds
 
-from jaxresnet import chunks
-from jaxresnet.conv import CPU_COMPILER_OPTIONS, conv2d
-from jaxresnet.environment import environment
-from jaxresnet.results import write_json
-from jaxresnet.tables import aligned
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.nn.cpu import chunks
+from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS, conv2d
+from jaxresnet.reporting.tables import aligned
 
 CHUNK = chunks.NUMBERS_PER_CHUNK
 WAYS: dict[str, Any] = {
     "library": None,
     "XLA": None,
-    "at once": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", 2**60),
-    "half": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", CHUNK // 2),
-    "double": ("jaxresnet.chunks.NUMBERS_PER_CHUNK", CHUNK * 2),
+    "at once": ("jaxresnet.nn.cpu.chunks.NUMBERS_PER_CHUNK", 2**60),
+    "half": ("jaxresnet.nn.cpu.chunks.NUMBERS_PER_CHUNK", CHUNK // 2),
+    "double": ("jaxresnet.nn.cpu.chunks.NUMBERS_PER_CHUNK", CHUNK * 2),
     "unrolled": ("jax.lax.fori_loop", partial(lax.fori_loop, unroll=True)),
-    "16 rows": ("jaxresnet.conv_products._ZERO_ROWS", 16),
+    "16 rows": ("jaxresnet.nn.cpu.products._ZERO_ROWS", 16),
 }
 
 

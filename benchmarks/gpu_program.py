@@ -34,15 +34,15 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxresnet as jr
-import jaxresnet.model
-import jaxresnet.steps
-from jaxresnet.batch_norm import at_least_float32
-from jaxresnet.environment import environment
-from jaxresnet.metrics import zero_totals
-from jaxresnet.optim import hypers_of, per_step
-from jaxresnet.packing import AS_IT_IS
-from jaxresnet.results import write_json
-from jaxresnet.steps import AXIS, make_steps, steps_per_epoch
+import jaxresnet.nn.resnet
+import jaxresnet.training.steps
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.nn.batch_norm import at_least_float32
+from jaxresnet.optim.optimizers import hypers_of, per_step
+from jaxresnet.training.metrics import zero_totals
+from jaxresnet.training.packing import AS_IT_IS
+from jaxresnet.training.steps import AXIS, make_steps, steps_per_epoch
 
 H100 = """
 gpu_device_info {
@@ -88,9 +88,9 @@ def without(*parts: str) -> Iterator[None]:
     """Leave out "vectors", "batch_norm" or both."""
     with ExitStack() as stack:
         if "vectors" in parts:
-            stack.enter_context(mock.patch.object(jaxresnet.steps, "vectors", lambda state: AS_IT_IS))
+            stack.enter_context(mock.patch.object(jaxresnet.training.steps, "vectors", lambda state: AS_IT_IS))
         if "batch_norm" in parts:
-            stack.enter_context(mock.patch.object(jaxresnet.model, "batch_norm", plain_batch_norm))
+            stack.enter_context(mock.patch.object(jaxresnet.nn.resnet, "batch_norm", plain_batch_norm))
         yield
 
 

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import jax
 from watched import COMMAND, END, ROOT, Training, differing, results_of
 
-from jaxresnet.environment import environment
-from jaxresnet.launch import EXIT_INTERRUPTED
-from jaxresnet.results import write_json
+from jaxresnet.cli.launch import EXIT_INTERRUPTED
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
 
 
 class Kind(NamedTuple):

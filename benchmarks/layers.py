@@ -1,6 +1,6 @@
 """Which layer of the network, and which pass through it, an operation of the compiled training step belongs to.
 
-`named_layers` makes JAX write the names of the layers, as `jaxresnet.summary` has them, into what it compiles;
+`named_layers` makes JAX write the names of the layers, as `jaxresnet.nn.summary` has them, into what it compiles;
 `Places` reads them there again. Names change nothing but the metadata of the program.
 """
 
@@ -19,9 +19,9 @@ from flax import nnx
 from hlo import Instruction, Program, Shape
 
 import jaxresnet as jr
-from jaxresnet import steps
-from jaxresnet.conv_products import IMAGES, KERNEL
-from jaxresnet.summary import layers
+from jaxresnet.nn.cpu.products import IMAGES, KERNEL
+from jaxresnet.nn.summary import layers
+from jaxresnet.training import steps
 
 # Parts of a step that are not layers, and the functions, as `steps` calls them, that compute them.
 PLAN, AUGMENTATION = "epoch plan", "augmentation"
@@ -39,7 +39,7 @@ _CROSSROADS = ("parameter", "constant", "tuple", "while", "call", "conditional")
 
 
 class Place(NamedTuple):
-    """layer: as in `jaxresnet.summary`, "stage1.0" for what a block does between its layers, `NETWORK`, or a key of
+    """layer: as in `jaxresnet.nn.summary`, "stage1.0" for what a block does between its layers, `NETWORK`, or a key of
     `_PARTS`. step: "forward", "input gradient", "weight gradient", or "backward" where one operation computes all
     gradients; "" for parts that have no gradients."""
 
@@ -85,7 +85,7 @@ def _scoped(function: Callable[..., Any], name: Callable[..., str]) -> Callable[
 
 
 def _layer_name(path: tuple[Any, ...]) -> str:
-    """("stages", 0, 1, "conv2") -> "stage1.1.conv2", as in `jaxresnet.summary`."""
+    """("stages", 0, 1, "conv2") -> "stage1.1.conv2", as in `jaxresnet.nn.summary`."""
     if path[:1] == ("stages",) and len(path) > 1:
         path = (f"stage{path[1] + 1}", *path[2:])
     return ".".join(map(str, path))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from golden import cases, oracle, ours
+from support.golden import cases, oracle, ours
 
 import jaxresnet as jr
-from jaxresnet.environment import environment
+from jaxresnet.hardware import environment
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from golden import cases, oracle, ours
+from support.golden import cases, oracle, ours
 
 import jaxresnet as jr
-from jaxresnet.environment import environment
-from jaxresnet.torch_weights import torch_arrays
+from jaxresnet.hardware import environment
+from jaxresnet.interop.torch import torch_arrays
 
 # OneCycle starts below its peak, where `training_steps` trains.
 RUNS = sorted(name for name, run in jr.published.items() if run.config.optim.schedule == "cosine")

@@ -6,7 +6,7 @@
 A comparison like those of experiments/, into a folder like theirs (figure, tables, curves of every run), continued when
 it is called again, with more seeds if wanted. Both arms have the same initial weights, the same order of images and the
 same augmentation for a seed, so their difference is what rounding does. On a CPU bfloat16 takes the convolutions of
-`jaxresnet.conv_products`, whatever the CPU.
+`jaxresnet.nn.cpu.products`, whatever the CPU.
 """
 
 import argparse

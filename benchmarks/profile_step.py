@@ -35,11 +35,11 @@ from operations import Row, grouped, operations_of
 from train_step import matmul_flops, seconds
 
 import jaxresnet as jr
-from jaxresnet.environment import environment
-from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import Engine, replicate
-from jaxresnet.results import write_json
-from jaxresnet.tables import as_markdown
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.reporting.tables import as_markdown
+from jaxresnet.training.engine import Engine, replicate
 
 ROUNDS = 3
 HOST = "host, device idle"

@@ -23,8 +23,8 @@ from machine import machine
 from network import network
 
 import jaxresnet as jr
-from jaxresnet.environment import environment
-from jaxresnet.results import write_json
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
 
 
 def timed(config: jr.TrainConfig, data: jr.Dataset, checkpoints: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from golden import oracle
+from support.golden import oracle
 from turns import Unit, resident_peak
 
 import jaxresnet as jr

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import jaxresnet as jr
-from jaxresnet.results import read_results
+from jaxresnet.results.store import read_results
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FIRST_EPOCHS = "adam_lookahead-published-3-epochs-cpu"

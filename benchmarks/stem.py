@@ -18,9 +18,9 @@ from jax import Array
 from machine import machine
 from train_step import seconds_of
 
-from jaxresnet.conv import NHWC, conv_for
-from jaxresnet.environment import environment
-from jaxresnet.results import write_json
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.nn.cpu.conv import NHWC, conv_for
 
 CHANNELS = (3, 4, 8)
 

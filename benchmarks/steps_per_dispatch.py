@@ -21,10 +21,9 @@ from profile_step import training
 from turns import seconds
 
 import jaxresnet as jr
-from jaxresnet.conv_products import multiplies_bfloat16
-from jaxresnet.environment import environment
-from jaxresnet.parallel import IMAGES_PER_DISPATCH
-from jaxresnet.results import write_json
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment, multiplies_bfloat16
+from jaxresnet.training.engine import IMAGES_PER_DISPATCH
 
 
 def measure(model: jr.ModelConfig, batch_size: int, images: int, rounds: int) -> dict[str, Any]:

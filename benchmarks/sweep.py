@@ -42,10 +42,11 @@ from network import network
 from turns import Contender, Unit, resident_peak, serve, speed_against, take_turns
 
 import jaxresnet as jr
-from jaxresnet.environment import environment
-from jaxresnet.parallel import Program
-from jaxresnet.results import read_results, write_json
-from jaxresnet.tables import aligned
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.reporting.tables import aligned
+from jaxresnet.results.store import read_results
+from jaxresnet.training.engine import Program
 
 TIMES = {"seconds", "images_per_second", "compile_seconds", "config", "environment"}  # these may differ
 PAUSE = 0.3  # seconds before a turn on CPU: threads of the one before may spin so long before they sleep
@@ -57,7 +58,7 @@ def set_up(num_devices: int, case: dict[str, Any]) -> Unit:
     """case: see `arguments`. Raises RuntimeError where a turn's figures are not those of the first."""
     devices = jax.devices()[:num_devices]
     # Drawn once whatever the number of devices; and Matplotlib need not be there.
-    importlib.import_module("jaxresnet.compare")._render = lambda out: None  # type: ignore[attr-defined]
+    importlib.import_module("jaxresnet.comparison.compare")._render = lambda out: None  # type: ignore[attr-defined]
     built: list[float] = []  # seconds that XLA took, for small programs too: initial weights, plans, copies
     monitoring.register_event_duration_secs_listener(
         lambda event, duration_secs, **_: built.append(duration_secs) if event == BUILT else None

@@ -30,14 +30,14 @@ from machine import machine
 from turns import resident_peak
 
 import jaxresnet as jr
-from jaxresnet.checkpoint import Checkpoints
-from jaxresnet.conv import convolves_in_loops
-from jaxresnet.environment import environment
-from jaxresnet.metrics import cross_entropy
-from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import IMAGES_PER_DISPATCH, make_engine, replicate
-from jaxresnet.results import write_json
-from jaxresnet.state import eval_variables
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.nn.cpu.conv import convolves_in_loops
+from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.training.checkpoint import Checkpoints
+from jaxresnet.training.engine import IMAGES_PER_DISPATCH, make_engine, replicate
+from jaxresnet.training.metrics import cross_entropy
+from jaxresnet.training.state import eval_variables
 
 IMAGES_PER_EPOCH = 50_000
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import jax
-from tiny import contents
+from support.tiny import contents
 
 import jaxresnet as jr
 

@@ -31,13 +31,13 @@ from network import network
 from turns import Contender, Unit, resident_peak, serve, speed_against, take_turns
 
 import jaxresnet as jr
-from jaxresnet.compilation import CompiledOnce
-from jaxresnet.conv import CPU_COMPILER_OPTIONS
-from jaxresnet.environment import environment
-from jaxresnet.optim import hypers_of
-from jaxresnet.parallel import Engine, replicate
-from jaxresnet.results import write_json
-from jaxresnet.tables import aligned
+from jaxresnet.files import write_json
+from jaxresnet.hardware import environment
+from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS
+from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.reporting.tables import aligned
+from jaxresnet.training.compilation import CompiledOnce
+from jaxresnet.training.engine import Engine, replicate
 
 Options = dict[str, Any]
 # By backend. Those at the top come first where time is short.

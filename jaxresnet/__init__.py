@@ -8,29 +8,29 @@ Importing this touches no device and sets nothing. What only some need (TensorFl
 is imported where it is used.
 """
 
-from jaxresnet.augment import EpochPlan, augment_batch, epoch_plan
-from jaxresnet.cifar10 import load_cifar10
-from jaxresnet.cli import run_experiment
-from jaxresnet.compare import Comparison, Hooks, RunsFailed, compare
-from jaxresnet.compilation import use_compilation_cache
+from jaxresnet.cli.experiment import Experiment
+from jaxresnet.cli.main import run_experiment
+from jaxresnet.comparison.compare import Comparison, Hooks, RunsFailed, compare
+from jaxresnet.comparison.evaluate_runs import evaluate_runs
+from jaxresnet.comparison.model_costs import measure_models, problem_here, published_models, widest_under_budget
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
-from jaxresnet.dataset import Dataset, Split
+from jaxresnet.data.augment import EpochPlan, augment_batch, epoch_plan
+from jaxresnet.data.cifar10 import load_cifar10
+from jaxresnet.data.dataset import Dataset, Split
+from jaxresnet.data.synthetic import make_synthetic
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError, UserError, WeightsError
-from jaxresnet.evaluate_runs import evaluate_runs
-from jaxresnet.experiment import Experiment
-from jaxresnet.model import Model, ResNet, build_model, count_params
-from jaxresnet.model_table import measure_models, problem_here, published_models, widest_under_budget
-from jaxresnet.optim import lookahead, make_momentum_schedule, make_optimizer, make_schedule
-from jaxresnet.predict import load_variables, predict
-from jaxresnet.processes import distributed
-from jaxresnet.published import SOURCE, Published, intended, published
-from jaxresnet.report import Report, TreeReport, render, render_tree
-from jaxresnet.state import TrainState, create_train_state, eval_variables
-from jaxresnet.summary import count_macs, summary
-from jaxresnet.synthetic import make_synthetic
-from jaxresnet.torch_weights import from_torch, to_torch
-from jaxresnet.train import Interrupted, Result, fit
-from jaxresnet.weight_files import convert
+from jaxresnet.interop.torch import from_torch, to_torch
+from jaxresnet.interop.weight_files import convert
+from jaxresnet.nn.resnet import Model, ResNet, build_model, count_params
+from jaxresnet.nn.summary import count_macs, summary
+from jaxresnet.optim.optimizers import lookahead, make_momentum_schedule, make_optimizer, make_schedule
+from jaxresnet.recipes import SOURCE, Published, intended, published
+from jaxresnet.reporting.report import Report, TreeReport, render, render_tree
+from jaxresnet.training.compilation import use_compilation_cache
+from jaxresnet.training.fit import Interrupted, Result, fit
+from jaxresnet.training.predict import load_variables, predict
+from jaxresnet.training.processes import distributed
+from jaxresnet.training.state import TrainState, create_train_state, eval_variables
 
 __version__ = "0.1.0"
 

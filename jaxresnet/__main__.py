@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from jaxresnet.cli.exits import fail
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import UserError
-from jaxresnet.exits import fail
 
 
 def main() -> None:
     if sys.argv[1:2] == ["launch"]:  # passes on the script's flags, which tyro would take for its own
-        from jaxresnet.launch import main as launch
+        from jaxresnet.cli.launch import main as launch
 
         try:
             sys.exit(launch(sys.argv[2:]))
@@ -29,7 +29,7 @@ def main() -> None:
     @subcommands.command(name="summary")
     def _(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
         """Print a network's layers, shapes, parameters and multiply-adds."""
-        from jaxresnet.summary import summary
+        from jaxresnet.nn.summary import summary
 
         print(summary(model))
 
@@ -37,9 +37,9 @@ def main() -> None:
     def _(folder: tyro.conf.Positional[Path]) -> None:
         """Redraw tables, figures and report.html of a comparison, of a measurement, or of a folder of them, without
         training."""
-        from jaxresnet.measurement import measurement_path
-        from jaxresnet.report import render, render_measurement, render_tree
-        from jaxresnet.results import config_path
+        from jaxresnet.reporting.report import render, render_measurement, render_tree
+        from jaxresnet.results.measurement import measurement_path
+        from jaxresnet.results.store import config_path
 
         if config_path(folder).is_file():
             report = render(folder)
@@ -71,7 +71,7 @@ def main() -> None:
             weights: Lookahead's, from a checkpoint folder; without this flag those that the run was scored on
             wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
         """
-        from jaxresnet.weight_files import convert
+        from jaxresnet.interop.weight_files import convert
 
         config, num_params, num_tensors, kind = convert(source, target, weights, wrap)
         sizes = ",".join(map(str, config.stage_sizes))

@@ -28,7 +28,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import pytest
 
-from jaxresnet.dataset import Dataset
+from jaxresnet.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def quick_compilation():
 
 @pytest.fixture(scope="session")
 def tiny_data() -> Dataset:
-    from tiny import make_tiny_data
+    from support.tiny import make_tiny_data
 
     return make_tiny_data()
 
@@ -90,7 +90,7 @@ def pytest_configure(config):
 def pytest_sessionfinish(session):
     path = session.config.getoption("--parity-report")
     if path and session.testscollected and not session.testsfailed:
-        from parity import write_report
+        from support.parity import write_report
 
         write_report(path, ["pytest", *session.config.invocation_params.args])
 
@@ -104,7 +104,7 @@ WITH_PYTORCH = [
 @pytest.fixture(params=["golden", pytest.param("live", marks=WITH_PYTORCH)])
 def pytorch(request):
     """PyTorch's numbers: as kept in tests/golden, and, where it is installed, computed now."""
-    from parity import Oracle
+    from support.parity import Oracle
 
     return Oracle(request.param)
 
@@ -114,16 +114,16 @@ def small_demo(monkeypatch, tmp_path):
     """An empty folder, one device, and demos of 300 images: with the flags `tiny.DEMO` runs are like `tiny.RUN`."""
     import jax
 
-    import jaxresnet.cli
-    import jaxresnet.experiment
-    import jaxresnet.synthetic
+    import jaxresnet.cli.experiment
+    import jaxresnet.cli.main
+    import jaxresnet.data.synthetic
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
+    monkeypatch.setattr(jaxresnet.cli.experiment, "DEMO_VAL", 44)
     for name, value in {"DEMO_VAL": 44, "DEMO_TEST": 100}.items():
-        monkeypatch.setattr(jaxresnet.cli, name, value)
-    make = jaxresnet.synthetic.make_synthetic
-    monkeypatch.setattr(jaxresnet.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
+        monkeypatch.setattr(jaxresnet.cli.main, name, value)
+    make = jaxresnet.data.synthetic.make_synthetic
+    monkeypatch.setattr(jaxresnet.data.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
     devices = jax.devices()[:1]  # the engines of the other tests
     for name in ("devices", "local_devices"):
         monkeypatch.setattr(jax, name, lambda: devices)

@@ -30,11 +30,11 @@ from jaxresnet.config import (
     to_dict,
     with_fields,
 )
-from jaxresnet.metrics import zero_totals
-from jaxresnet.model import count_params
-from jaxresnet.optim import epoch_hypers, make_momentum_schedule, make_schedule
-from jaxresnet.parallel import make_engine
-from jaxresnet.steps import AXIS, make_steps, steps_per_epoch
+from jaxresnet.nn.resnet import count_params
+from jaxresnet.optim.optimizers import epoch_hypers, make_momentum_schedule, make_schedule
+from jaxresnet.training.engine import make_engine
+from jaxresnet.training.metrics import zero_totals
+from jaxresnet.training.steps import AXIS, make_steps, steps_per_epoch
 
 FACTOR = int(os.environ.get("CONFIG_EXAMPLES", 1))
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxresnet.evaluate_runs import ROUNDING
-from jaxresnet.experiment import DEMO_TEST, Experiment
-from jaxresnet.figure import make_figure
-from jaxresnet.figure_models import make_models
-from jaxresnet.findings import findings
-from jaxresnet.measurement import read_measurement
-from jaxresnet.model_table import count_parameters
-from jaxresnet.results import read_results, scores_path
-from jaxresnet.summary import PARAMETER_BUDGET
-from jaxresnet.synthetic import make_synthetic
+from jaxresnet.cli.experiment import DEMO_TEST, Experiment
+from jaxresnet.comparison.evaluate_runs import ROUNDING
+from jaxresnet.comparison.model_costs import count_parameters
+from jaxresnet.data.synthetic import make_synthetic
+from jaxresnet.nn.summary import PARAMETER_BUDGET
+from jaxresnet.reporting.figure_models import make_models
+from jaxresnet.reporting.figures import make_figure
+from jaxresnet.results.findings import findings
+from jaxresnet.results.measurement import read_measurement
+from jaxresnet.results.store import read_results, scores_path
 
 ROOT = os.environ.get("JAXRESNET_DEMOS")
 pytestmark = pytest.mark.skipif(not ROOT, reason="set JAXRESNET_DEMOS to the folder of the demos' results")

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import DEMO, RUN
+from support.tiny import DEMO, RUN
 
 import jaxresnet as jr
-import jaxresnet.experiment
-from jaxresnet.cli import plan, published_figures
-from jaxresnet.compare import check_comparison
+import jaxresnet.cli.experiment
+from jaxresnet.cli.experiment import as_demo
+from jaxresnet.cli.main import plan, published_figures
+from jaxresnet.cli.options import parse
+from jaxresnet.comparison.compare import check_comparison
 from jaxresnet.config import field_names, field_value
-from jaxresnet.experiment import as_demo
-from jaxresnet.findings import findings
-from jaxresnet.options import parse
-from jaxresnet.published import intended_run
-from jaxresnet.results import read_results
+from jaxresnet.recipes import intended_run
+from jaxresnet.results.findings import findings
+from jaxresnet.results.store import read_results
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -202,7 +202,7 @@ def test_the_demo_is_the_same_comparison_made_small(name, protocol):
         assert config.batch_size == full[arm].batch_size / 8
         assert 1 <= config.num_epochs <= max(1, full[arm].num_epochs / 15)
         assert config.optim == full[arm].optim and config.augment == full[arm].augment
-    images = jr.make_synthetic(e.demo_images + jaxresnet.experiment.DEMO_VAL, jaxresnet.experiment.DEMO_TEST)
+    images = jr.make_synthetic(e.demo_images + jaxresnet.cli.experiment.DEMO_VAL, jaxresnet.cli.experiment.DEMO_TEST)
     check_comparison(small, (0, 1, 2), images, jax.devices()[:1])
     for config in small.values():
         num_train = images.train.num_examples - config.val_size
@@ -304,6 +304,6 @@ def test_the_optional_comparisons_of_adam_lookahead(name):
 
 def test_the_runs_here_are_those_of_the_other_tests(monkeypatch):
     """Else these tests would compile their own."""
-    monkeypatch.setattr(jaxresnet.experiment, "DEMO_VAL", 44)
+    monkeypatch.setattr(jaxresnet.cli.experiment, "DEMO_VAL", 44)
     arms = experiment("adam_lookahead").arms("adam_lookahead", "intended", True, {"eval_batch_size": 100})
     assert replace(arms["Adam + Lookahead"], model=RUN.model) == replace(RUN, test_every_epoch=True)

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from tiny import RUN
+from support.tiny import RUN
 
 from jaxresnet import Experiment, ModelConfig, TrainConfig, compare, fit, published
-from jaxresnet.checkpoint import Checkpoints
 from jaxresnet.errors import ResultsError
-from jaxresnet.parallel import make_engine
-from jaxresnet.precision import automatic, resolved
+from jaxresnet.hardware import automatic_precision as automatic
+from jaxresnet.hardware import resolved
+from jaxresnet.training.checkpoint import Checkpoints
+from jaxresnet.training.engine import make_engine
 
 ONE = jax.devices()[:1]
 AUTO = replace(RUN, model=replace(RUN.model, precision="auto"), num_epochs=1)

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-import jaxresnet.peers
-from jaxresnet.launch import environments_of
-from jaxresnet.processes import arrays_from_main, check_same, distributed, from_main, gather, is_main, several, together
+import jaxresnet.training.peers
+from jaxresnet.cli.launch import environments_of
+from jaxresnet.training.processes import (
+    arrays_from_main,
+    check_same,
+    distributed,
+    from_main,
+    gather,
+    is_main,
+    several,
+    together,
+)
 
 # ------------------------------------------------------------------------------------------------ connections alone
 
@@ -21,7 +30,7 @@ PEERS = f"""
 import importlib.util, os, sys, threading, time
 from pathlib import Path
 # By its path: the package would import JAX, which these need not wait for.
-spec = importlib.util.spec_from_file_location("peers", {jaxresnet.peers.__file__!r})
+spec = importlib.util.spec_from_file_location("peers", {jaxresnet.training.peers.__file__!r})
 peers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(peers)
 peers.SECONDS_TO_END = peers.SECONDS_TO_FOLLOW = 1
@@ -206,9 +215,9 @@ import jax
 import numpy as np
 
 from jaxresnet.errors import DataError, ResultsError
-from jaxresnet.checkpoint import DamagedError
-from jaxresnet.peers import PeerLost
-from jaxresnet.processes import *
+from jaxresnet.training.checkpoint import DamagedError
+from jaxresnet.training.peers import PeerLost
+from jaxresnet.training.processes import *
 
 seen = {}
 
@@ -264,7 +273,7 @@ def two(tmp_path_factory):
     processes = [
         subprocess.Popen(
             [sys.executable, str(folder / "script.py"), str(folder)],
-            env={**os.environ, **own, "PYTHONPATH": str(Path(jaxresnet.peers.__file__).parent.parent)},
+            env={**os.environ, **own, "PYTHONPATH": str(Path(jaxresnet.training.peers.__file__).parent.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

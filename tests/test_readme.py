@@ -34,7 +34,7 @@ def small_data(monkeypatch, tmp_path):
     device = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: device)
     data = jr.make_synthetic(320, 128)
-    monkeypatch.setattr("jaxresnet.cifar10.load_cifar10", lambda *args: data)
+    monkeypatch.setattr("jaxresnet.data.cifar10.load_cifar10", lambda *args: data)
     monkeypatch.setattr(jr, "load_cifar10", lambda *args: data)
     monkeypatch.chdir(tmp_path)
     return data
@@ -56,7 +56,9 @@ def run(command: str, extra: str, monkeypatch) -> None:
 
 def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as Python does for a script
-    monkeypatch.setattr("jaxresnet.model_table._turn", lambda *args: lambda: 0.01)  # full networks would take minutes
+    monkeypatch.setattr(
+        "jaxresnet.comparison.model_costs._turn", lambda *args: lambda: 0.01
+    )  # full networks would take minutes
     ran = 0
     if HAS_TORCH:
         import torch

@@ -4,14 +4,14 @@ processes do with it is in test_launch.py; here is one, which calls the same cod
 import jax
 import numpy as np
 import pytest
-from tiny import RUN, assert_same_bits, collect_garbage
+from support.tiny import RUN, assert_same_bits, collect_garbage
 
-import jaxresnet.shared_run as module
-from jaxresnet.checkpoint import Checkpoints, DamagedError
-from jaxresnet.compare import compare
+import jaxresnet.training.shared_run as module
+from jaxresnet.comparison.compare import compare
 from jaxresnet.errors import ConfigError
-from jaxresnet.parallel import make_engine
-from jaxresnet.shared_run import SharedCheckpoints, agreed, check_copies, check_processes, open_checkpoints
+from jaxresnet.training.checkpoint import Checkpoints, DamagedError
+from jaxresnet.training.engine import make_engine
+from jaxresnet.training.shared_run import SharedCheckpoints, agreed, check_copies, check_processes, open_checkpoints
 
 pytestmark = pytest.mark.devices(2)
 DEVICES = tuple(jax.devices()[:2])
@@ -111,7 +111,7 @@ def test_a_run_is_for_all_processes(tiny_data, monkeypatch):
 
 
 def test_a_run_for_each_device_is_for_one_process(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxresnet.teams.several", lambda: True)
+    monkeypatch.setattr("jaxresnet.comparison.teams.several", lambda: True)
     with pytest.raises(ConfigError, match=r"needs one process that has all devices.*own seeds"):
         compare({"A": RUN}, (0,), tiny_data, tmp_path / "out", spread="runs")
     assert not (tmp_path / "out").exists()

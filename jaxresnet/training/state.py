@@ -1,0 +1,60 @@
+"""The train state: arrays only. A run is `state -> state`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxresnet.nn.resnet import Model
+from jaxresnet.optim.optimizers import LookaheadState, slow_params_of
+
+
+class TrainState(NamedTuple):
+    """Everything that a run is, besides its config and its data.
+
+    step: int32 scalar, optimiser steps taken. params: nested dict, float32; Lookahead's fast weights.
+    batch_stats: nested dict, float32, gathered on the fast weights.
+    slow_batch_stats: the same for the slow weights; an empty dict without Lookahead.
+    opt_state: Optax's, with Lookahead's slow weights inside. key: uint32 key data of the run's PRNG key.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    slow_batch_stats: Any
+    opt_state: Any
+    key: Array
+
+
+def create_train_state(model: Model, tx: optax.GradientTransformation, seed: Array | int) -> TrainState:
+    """The state before the first step, from the seed alone. Works under jit with a traced seed."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key)
+    opt_state = tx.init(variables["params"])
+    batch_stats = variables["batch_stats"]
+    # A copy, as an alias of the fast statistics could not be donated.
+    slow = jax.tree.map(jnp.copy, batch_stats) if isinstance(opt_state, LookaheadState) else {}
+    return TrainState(
+        jnp.zeros((), jnp.int32), variables["params"], batch_stats, slow, opt_state, jax.random.key_data(run_key)
+    )
+
+
+def sync_batch_stats(slow: Any, fast: Any, opt_state: Any, sync_period: int, slow_step_size: Any) -> Any:
+    """Batch statistics that belong to the slow weights: averaged with them, at each synchronisation.
+
+    The fast statistics were gathered on the fast weights and do not fit the slow ones. `opt_state` is the one after
+    the update.
+    """
+    if not isinstance(opt_state, LookaheadState):
+        return slow
+    sync = opt_state.count % sync_period == 0
+    return jax.tree.map(lambda s, f: jnp.where(sync, s + slow_step_size * (f - s), s), slow, fast)
+
+
+def eval_variables(state: TrainState, weights: str = "fast") -> dict:
+    """{"params", "batch_stats"} to evaluate. weights: "fast" or "slow"; without Lookahead both are the same."""
+    if weights == "slow" and isinstance(state.opt_state, LookaheadState):
+        return {"params": slow_params_of(state.opt_state, state.params), "batch_stats": state.slow_batch_stats}
+    return {"params": state.params, "batch_stats": state.batch_stats}

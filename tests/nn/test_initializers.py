@@ -1,0 +1,165 @@
+"""What weights start as: distributions of every kernel and of the linear layer, tested statistically on fixed seeds."""
+
+import math
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from jaxresnet import ModelConfig, ResNet, build_model
+from jaxresnet.nn.resnet import pytorch_uniform, scaled_normal
+
+WIDTH = 16
+SHAPES = {  # of the default network, but narrower
+    "conv1": (3, 3, 3, 16),
+    "stages.0.0.conv1": (3, 3, 16, 16),
+    "stages.0.0.conv2": (3, 3, 16, 16),
+    "stages.1.0.conv1": (3, 3, 16, 32),
+    "stages.1.0.conv2": (3, 3, 32, 32),
+    "stages.1.0.shortcut_conv": (1, 1, 16, 32),
+    "stages.2.0.conv1": (3, 3, 32, 64),
+    "stages.2.0.conv2": (3, 3, 64, 64),
+    "stages.2.0.shortcut_conv": (1, 1, 32, 64),
+    "stages.3.0.conv1": (3, 3, 64, 128),
+    "stages.3.0.conv2": (3, 3, 128, 128),
+    "stages.3.0.shortcut_conv": (1, 1, 64, 128),
+    "linear": (128, 10),
+}
+FAN_IN = {name: math.prod(shape[:-1]) for name, shape in SHAPES.items()}
+INITIALIZERS = ("pytorch", "he", "lecun")
+GAIN = {"he": 2.0, "lecun": 1.0}
+CASES = [(initializer, name) for initializer in INITIALIZERS for name in SHAPES]
+
+
+def expected_distribution(initializer: str, fan_in: int):
+    if initializer == "pytorch":
+        bound = math.sqrt(1 / fan_in)
+        return stats.uniform(-bound, 2 * bound)
+    return stats.norm(0, math.sqrt(GAIN[initializer] / fan_in))
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict:
+    """{initializer: [variables of seed 0, of seed 1]}, each `init` compiled once."""
+    inits = {name: jax.jit(build_model(ModelConfig(width=WIDTH, initializer=name)).init) for name in INITIALIZERS}
+    return {name: [init(jax.random.key(seed)) for seed in (0, 1)] for name, init in inits.items()}
+
+
+def named(tree) -> dict[str, np.ndarray]:
+    return {".".join(p.key for p in path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def kernels(variables: dict) -> dict[str, np.ndarray]:
+    params = named(variables["params"])
+    return {name.removesuffix(".kernel"): values for name, values in params.items() if name.endswith(".kernel")}
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_shapes_and_dtypes(initializer, variables):
+    first = variables[initializer][0]
+    assert {name: values.shape for name, values in kernels(first).items()} == SHAPES
+    assert {leaf.dtype for leaf in jax.tree.leaves(first)} == {jnp.dtype("float32")}
+    assert first["params"]["linear"]["bias"].shape == (10,)
+
+
+@pytest.mark.parametrize(("initializer", "name"), CASES)
+def test_moments(initializer, name, variables):
+    """Mean 0 and the deviation of the definition, within five standard errors."""
+    values = kernels(variables[initializer][0])[name].ravel().astype(np.float64)
+    distribution = expected_distribution(initializer, FAN_IN[name])
+    deviation, n = distribution.std(), values.size
+    assert abs(values.mean()) < 5 * deviation / math.sqrt(n)
+    kurtosis = distribution.stats("k") + 3  # the fourth moment, in deviations: 1.8 if uniform, 3 if normal
+    assert abs(values.var() - deviation**2) < 5 * deviation**2 * math.sqrt((kurtosis - 1) / n)
+
+
+@pytest.mark.parametrize(("initializer", "name"), CASES)
+def test_distribution(initializer, name, variables):
+    """Kolmogorov-Smirnov: one in a thousand right ones would fail, and the seed is fixed."""
+    values = kernels(variables[initializer][0])[name].ravel()
+    assert stats.kstest(values, expected_distribution(initializer, FAN_IN[name]).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_pytorchs_are_within_their_bounds_and_come_near(name, variables):
+    values = kernels(variables["pytorch"][0])[name]
+    bound = math.sqrt(1 / FAN_IN[name])
+    assert -bound <= values.min() < -bound * (1 - 20 / values.size)  # of which one in 20,000 fails
+    assert bound * (1 - 20 / values.size) < values.max() <= bound
+
+
+@pytest.mark.parametrize("initializer", GAIN)
+def test_normal_ones_are_not_truncated(initializer, variables):
+    """Of 147,456 draws about nine are beyond four deviations; a normal cut at two deviations has none."""
+    values = kernels(variables[initializer][0])["stages.3.0.conv2"]
+    beyond = np.abs(values) > 4 * math.sqrt(GAIN[initializer] / FAN_IN["stages.3.0.conv2"])
+    assert 1 <= beyond.sum() <= 25
+
+
+def test_the_linear_bias(variables):
+    """PyTorch draws it by the fan_in of the kernel beside it; the papers start it at 0."""
+    for initializer in GAIN:
+        assert not np.any(variables[initializer][0]["params"]["linear"]["bias"])
+    biases = np.concatenate([v["params"]["linear"]["bias"] for v in variables["pytorch"]])  # 20 numbers of two seeds
+    bound = math.sqrt(1 / 128)
+    assert 0.7 * bound < np.abs(biases).max() <= bound and biases.min() < 0 < biases.max()
+    assert stats.kstest(biases, stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_layers_and_seeds_are_independent(initializer, variables):
+    """The first numbers of any two kernels, of one seed or of two, are uncorrelated: no key is used twice."""
+    every = [values.ravel() for v in variables[initializer] for values in kernels(v).values()]
+    assert len(every) == 2 * len(SHAPES)
+    for a, b in combinations(every, 2):
+        n = min(a.size, b.size)
+        assert abs(np.corrcoef(a[:n], b[:n])[0, 1]) < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_batch_norms_start_at_one_and_zero(initializer, variables):
+    first = variables[initializer][0]
+    norms = {name: v for name, v in named(first["params"]).items() if name.split(".")[-2].startswith(("bn", "short"))}
+    norms = {name: v for name, v in norms.items() if not name.endswith(".kernel")}
+    assert len(norms) == 2 * 12
+    for name, values in {**norms, **named(first["batch_stats"])}.items():
+        expected = {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name.split(".")[-1]]
+        np.testing.assert_array_equal(values, expected, err_msg=name)
+
+
+def test_pytorchs_is_the_default(variables):
+    assert ModelConfig().initializer == "pytorch"
+    default = jax.jit(build_model(ModelConfig(width=WIDTH)).init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, default, variables["pytorch"][0])
+
+
+def test_the_eager_network_has_them_too():
+    """A network of one block, whose linear layer takes 2 inputs."""
+    config = ModelConfig(stage_sizes=(1,), width=2, pool_size=32, initializer="he")
+    module = ResNet(config, rngs=nnx.Rngs(jax.random.key(0)))
+    expected = build_model(config).init(jax.random.key(0))["params"]
+    np.testing.assert_allclose(module.linear.kernel[...], expected["linear"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(module.conv1.kernel[...], expected["conv1"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(module.linear.bias[...], 0)
+
+
+def test_pytorch_uniform_is_uniform():
+    values = np.asarray(pytorch_uniform(jax.random.key(0), (3, 3, 16, 64)))
+    bound = (3 * 3 * 16) ** -0.5
+    counts, _ = np.histogram(values, 8, (-bound, bound))
+    assert counts.sum() == values.size == 9216
+    np.testing.assert_allclose(counts, values.size / 8, rtol=0.15)  # 5 standard deviations
+    assert np.abs(pytorch_uniform(jax.random.key(0), (64,), fan_in=4)).max() <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_are_those_asked_for(dtype):
+    for values in (
+        pytorch_uniform(jax.random.key(0), (4, 3), dtype),
+        scaled_normal(jax.random.key(0), (4, 3), dtype, gain=2.0),
+    ):
+        assert values.dtype == dtype and values.shape == (4, 3)

@@ -1,0 +1,232 @@
+"""Hand-worked intervals, SciPy's paired t-test as the reference, and the sentences that a reader sees."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxresnet.results.statistics import (
+    ArmSummary,
+    describe,
+    holm,
+    paired_difference,
+    pairwise,
+    prediction_interval,
+    seeds_needed,
+    verdict,
+)
+
+# Differences 1, 2, 3: mean 2, sd 1, standard error 1/sqrt(3); t(0.975, 2 degrees of freedom) = 4.302653.
+WORKED_A = {0: 91.0, 1: 93.0, 2: 92.0}
+WORKED_B = {0: 90.0, 1: 91.0, 2: 89.0}
+
+
+def test_describe_by_hand():
+    assert describe([1.0, 2.0, 4.0]).mean == pytest.approx(7 / 3)
+    assert describe([1.0, 2.0, 4.0]).sd == pytest.approx(math.sqrt(7 / 3))  # (16 + 1 + 25) / 9 / 2
+    assert describe(iter([5.0])) == ArmSummary(n=1, mean=5.0, sd=None)
+
+
+def test_describe_refuses_what_has_no_mean():
+    with pytest.raises(ValueError, match="no values"):
+        describe([])
+    with pytest.raises(ValueError, match="value 1 is nan"):
+        describe([1.0, math.nan])
+
+
+def test_prediction_interval_by_hand():
+    # 1, 2, 3: mean 2, sd 1, t(0.975, 2 degrees of freedom) = 4.302653, times sqrt(1 + 1/3): half-width 4.968276.
+    assert prediction_interval(iter([1.0, 3.0, 2.0])) == pytest.approx((2 - 4.968276, 2 + 4.968276), abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[], [91.26], [0.1, 0.1, 0.1], [91.26, 91.26]])
+def test_no_prediction_from_fewer_than_two_values_or_from_equal_ones(values):
+    assert prediction_interval(values) is None
+
+
+@given(st.lists(st.floats(10, 100), min_size=2, max_size=8), st.sampled_from([0.5, 0.95]))
+def test_prediction_interval_agrees_with_scipy(values, confidence):
+    """One more run x has (x - mean) / (sd * sqrt(1 + 1/n)) distributed as Student's t: the interval's ends have its
+    quantiles, and it is the interval of the mean widened by sqrt(n + 1)."""
+    from scipy.stats import sem, t
+
+    if max(values) - min(values) < 1e-3:
+        return
+    n = len(values)
+    low, high = prediction_interval(values, confidence)
+    of_the_mean = t.interval(confidence, n - 1, loc=sum(values) / n, scale=sem(values))
+    assert high - low == pytest.approx((of_the_mean[1] - of_the_mean[0]) * math.sqrt(n + 1))
+    assert (low + high) / 2 == pytest.approx(sum(values) / n)
+    assert t.cdf((high - sum(values) / n) / (sem(values) * math.sqrt(n + 1)), n - 1) == pytest.approx(
+        0.5 + confidence / 2
+    )
+
+
+def test_prediction_interval_refuses_what_describe_refuses():
+    with pytest.raises(ValueError, match="value 1 is inf"):
+        prediction_interval([1.0, math.inf])
+    with pytest.raises(ValueError, match="confidence=95"):
+        prediction_interval([1.0, 2.0], confidence=95)
+
+
+def test_paired_difference_by_hand():
+    d = paired_difference(WORKED_A, WORKED_B)
+    assert (d.n, d.mean, d.sd, d.unpaired) == (3, pytest.approx(2.0), pytest.approx(1.0), ())
+    half = 4.302653 / math.sqrt(3)
+    assert d.interval == pytest.approx((2 - half, 2 + half), abs=1e-6)
+    # Two degrees of freedom have a closed form: p = 1 - t / sqrt(2 + t^2), with t = 2 sqrt(3).
+    assert d.p_value == pytest.approx(1 - math.sqrt(12) / math.sqrt(14))
+    assert d.test == "paired t-test, two-sided"
+
+
+accuracies = st.floats(10, 100).map(lambda x: round(x, 2))
+
+
+@given(st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=8), st.sampled_from([0.8, 0.95, 0.99]))
+def test_paired_difference_agrees_with_scipy(pairs, confidence):
+    from scipy.stats import ttest_rel
+
+    a, b = ({seed: pair[arm] for seed, pair in enumerate(pairs)} for arm in (0, 1))
+    d = paired_difference(a, b, confidence)
+    if d.sd == 0:
+        assert len({round(x - y, 6) for x, y in pairs}) == 1 and d.interval is None and d.p_value is None
+        return
+    reference = ttest_rel(list(a.values()), list(b.values()))
+    assert d.p_value == pytest.approx(reference.pvalue, rel=1e-6, abs=1e-12)
+    assert d.interval == pytest.approx(tuple(reference.confidence_interval(confidence)), rel=1e-6, abs=1e-9)
+    opposite = paired_difference(b, a, confidence)
+    assert opposite.interval == pytest.approx((-d.interval[1], -d.interval[0]))
+    assert verdict("X", "Y", d).startswith("not distinguished") == (d.p_value >= 1 - confidence)
+
+
+def test_pairing_removes_what_a_seed_does_to_both_arms():
+    a = {seed: 90 + 5 * seed + 0.3 + 0.01 * (-1) ** seed for seed in range(4)}
+    b = {seed: 90 + 5 * seed for seed in range(4)}
+    d = paired_difference(a, b)
+    assert d.mean == pytest.approx(0.3) and d.sd == pytest.approx(0.02 / math.sqrt(3))
+
+
+def test_only_shared_seeds_count_and_it_says_so():
+    d = paired_difference({**WORKED_A, 7: 10.0}, {**WORKED_B, 9: 99.0})
+    assert d.mean == pytest.approx(2.0) and d.unpaired == (7, 9)
+    assert verdict("A", "B", d).endswith("; only seeds that both arms have count (left out: 7, 9)")
+
+
+def test_fewer_than_two_shared_seeds():
+    one = paired_difference({0: 66.5}, {0: 66.0})
+    assert (one.n, one.mean, one.sd, one.interval, one.p_value) == (1, 0.5, None, None, None)
+    assert verdict("A", "B", one) == "one seed: no interval (A is 0.50 points above B, which may be chance)"
+    none = paired_difference({0: 66.5}, {1: 66.0})
+    assert (none.n, none.mean, none.unpaired) == (0, None, (0, 1))
+    assert verdict("A", "B", none) == "A and B share no finished seed: nothing to compare"
+
+
+def test_differences_without_spread_prove_nothing():
+    same = paired_difference({0: 66.1, 1: 67.1}, {0: 66.0, 1: 67.0})  # 0.1 each time, but for rounding
+    assert (same.sd, same.interval, same.p_value) == (0.0, None, None)
+    assert "B is 0.10 points above A on each of 2 seeds" in verdict("B", "A", same)
+    assert "no interval; run more seeds" in verdict("B", "A", same)
+    assert verdict("A", "B", paired_difference(WORKED_A, WORKED_A)) == "A and B give exactly the same on all 3 seeds"
+
+
+def test_paired_difference_refuses_non_finite_values_and_confidences():
+    with pytest.raises(ValueError, match=r"second arm's seed 1 is inf.*diverged"):
+        paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: math.inf})
+    with pytest.raises(ValueError, match="confidence=95"):
+        paired_difference(WORKED_A, WORKED_B, confidence=95)
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_agrees_with_the_tables_of_power(effect, seeds):
+    """Two-sided paired t-test, alpha 0.05, power 0.80: the numbers that G*Power prints."""
+    assert seeds_needed(effect, 1.0) == seeds
+    assert seeds_needed(effect * 7, 7.0) == seeds
+
+
+def test_seeds_needed_refuses_what_cannot_be_planned():
+    with pytest.raises(ValueError, match="sd=0"):
+        seeds_needed(0.2, 0.0)
+
+
+def test_verdict_names_the_better_arm_in_either_order():
+    a, b = {0: 0.31 + 0.1, 1: 0.31 - 0.1, 2: 0.31 + 0.02, 3: 0.31 - 0.02}, dict.fromkeys(range(4), 0.0)
+    forwards = verdict("Adam + Lookahead", "Adam", paired_difference(a, b))
+    assert (
+        forwards == "Adam + Lookahead is better than Adam by 0.31 points (95 % interval 0.18 to 0.44, 4 seeds)"
+    )  # sd = sqrt(0.0208 / 3), times t(0.975, 3) = 3.182446, over sqrt(4): half-width 0.1325
+    assert verdict("Adam", "Adam + Lookahead", paired_difference(b, a)) == forwards
+
+
+def test_verdict_says_how_many_seeds_would_tell():
+    # Differences 0.02, 0.12, 0.22: mean 0.12, sd 0.1, half-width 4.302653 * 0.1 / sqrt(3) = 0.2484.
+    d = paired_difference({0: 0.02, 1: 0.12, 2: 0.22}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert verdict("A", "B", d) == (
+        "not distinguished with 3 seeds (difference 0.12 points, A minus B, 95 % interval -0.13 to 0.37); "
+        f"telling 0.20 points apart would take about {seeds_needed(0.2, 0.1)} seeds"
+    )
+    wide = paired_difference({0: -9.0, 1: 9.03, 2: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert verdict("A", "B", wide).endswith("telling 0.20 points apart would take more than 1000 seeds")
+    narrow = {seed: 0.05 * (-1) ** seed for seed in range(8)}
+    assert verdict("A", "B", paired_difference(narrow, dict.fromkeys(range(8), 0.0))).endswith(
+        f"with this spread {seeds_needed(0.2, 0.05 * math.sqrt(8 / 7))} seeds are enough to tell 0.20 points apart"
+    )
+
+
+def test_small_intervals_get_the_decimals_they_need_and_no_negative_zero():
+    d = paired_difference({0: 0.009, 1: 0.010, 2: 0.011}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert verdict("A", "B", d) == "A is better than B by 0.0100 points (95 % interval 0.0075 to 0.0125, 3 seeds)"
+    touching = paired_difference({0: 0.0, 1: -2.0}, {0: 0.0, 1: 0.0}, confidence=0.5)  # interval -2.00 to 0.00
+    assert "-0.00" not in verdict("A", "B", touching)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=6), st.integers(1, 6))
+def test_verdict_never_plans_fewer_seeds_than_have_already_failed(values, num_comparisons):
+    d = paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    if d.p_value is None or abs(d.mean) < 0.2:
+        return
+    sentence = verdict("A", "B", d, p_holm=min(1.0, d.p_value * num_comparisons), num_comparisons=num_comparisons)
+    assert "are enough" not in sentence
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and never falling.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_pairwise_corrects_more_than_two_arms():
+    arms = {
+        "A": {0: 0.00, 1: 0.00, 2: 0.00, 3: 0.00},
+        "B": {0: 0.50, 1: 0.52, 2: 0.48, 3: 0.51},
+        "C": {0: 0.10, 1: 0.01, 2: 0.09, 3: 0.10},  # p = 0.044 on its own
+    }
+    pairs = pairwise(arms)
+    assert [(pair.name_a, pair.name_b) for pair in pairs] == [("A", "B"), ("A", "C"), ("B", "C")]
+    alone = [pair.difference.p_value for pair in pairs]
+    assert [pair.p_holm for pair in pairs] == pytest.approx(holm(alone))
+    assert "B is better than A by 0.502 points" in pairs[0].verdict
+    assert [pair.told_apart for pair in pairs] == ["is better than" in pair.verdict for pair in pairs]
+    assert "after Holm's correction for 3 comparisons" in pairs[0].verdict
+    assert all(re.search(r"95 % interval \S+ to \S+, uncorrected[,;]", pair.verdict) for pair in pairs)
+
+    spoilt = pairwise({**arms, "D": {0: 0.2, 1: -0.3, 2: 0.1, 3: 0.0}})
+    lost = next(pair for pair in spoilt if (pair.name_a, pair.name_b) == ("A", "C"))
+    assert lost.difference.p_value < 0.05 < lost.p_holm
+    assert lost.verdict.startswith("A and C are not distinguished with 4 seeds")
+
+
+def test_pairwise_of_two_arms_is_the_plain_paired_test():
+    (pair,) = pairwise({"A": WORKED_A, "B": WORKED_B})
+    assert pair.p_holm == pair.difference.p_value
+    assert pair.verdict == verdict("A", "B", paired_difference(WORKED_A, WORKED_B))
+    assert "95 % interval" in pair.verdict and "uncorrected" not in pair.verdict
+
+
+def test_pairs_without_a_test_are_not_part_of_the_family():
+    pairs = pairwise({"A": WORKED_A, "B": WORKED_B, "C": {0: 50.0}})
+    assert [pair.p_holm is None for pair in pairs] == [False, True, True]
+    assert not pairs[1].told_apart and not pairs[2].told_apart
+    assert pairs[0].p_holm == pairs[0].difference.p_value

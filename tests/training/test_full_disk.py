@@ -1,0 +1,137 @@
+"""Real processes that cannot write: a full disk, files that may not grow, a read-only folder, a folder in use. What
+they say, and that the same command then ends in the results of a process that nothing happened to, byte for byte.
+
+The disks are mounted, which takes root or sudo without a password.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+
+import pytest
+from watched import Training, results_of
+
+DRAWN = ("summary.json", "summary.md", "figure.png", "report.html")
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """The output folder of a process that nothing happened to."""
+    folder = tmp_path_factory.mktemp("untouched")
+    finish(folder)
+    return folder / "out"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """remount(options), of a disk of its own at tmp_path / "out"."""
+    out = tmp_path / "out"
+    out.mkdir()
+    root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+
+    def mount(*args):
+        try:
+            subprocess.run([*root, *args, str(out)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            pytest.skip(f"no disk can be mounted here: {getattr(e, 'stderr', b'') or e}")
+
+    mount("mount", "-t", "tmpfs", "-o", f"size=64m,uid={os.geteuid()}", "tmpfs")
+    yield lambda options: mount("mount", "-o", f"remount,{options}")
+    mount("umount", "--lazy")
+
+
+def refused(folder, largest_file=None):
+    """What the command says before it gives up: one line, after that on what the one before has left half-written."""
+    with Training(folder) as training:
+        if largest_file:
+            resource.prlimit(training.process.pid, resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+        said = training.ended()
+    assert training.process.returncode == 2, said
+    *warnings, error = said.splitlines()
+    assert error.startswith("error: "), said
+    assert all(line.startswith("warning: ") and "half-written. " in line for line in warnings), said
+    return error
+
+
+def finish(folder):
+    """Run the command to its end. Returns what it printed."""
+    with Training(folder) as training:
+        said = training.ended()
+    assert training.process.returncode == 0 and "Traceback" not in said, said
+    return training.lines
+
+
+def checkpoints(out):
+    return sorted(str(path.relative_to(out / "checkpoints")) for path in out.glob("checkpoints/*/*"))
+
+
+def test_a_disk_that_is_full_from_the_start_and_fills_up_while_it_trains(untouched, disk, tmp_path):
+    out = tmp_path / "out"
+    disk(f"size={4 * KIB}")
+    assert "out/config.json: cannot write results there (No space left on device). Make room" in refused(tmp_path)
+    assert not (out / "config.json").exists()
+
+    disk(f"size={24 * KIB}")
+    said = refused(tmp_path)
+    assert "out/checkpoints/10-epochs-seed0: a checkpoint cannot be written" in said and "make room" in said
+    assert (out / "config.json").read_bytes() == (untouched / "config.json").read_bytes()
+    assert not list(out.glob("runs/*")) and not [c for c in checkpoints(out) if c.endswith("/12")]
+
+    one = sum(-(-p.stat().st_size // (4 * KIB)) * 4 * KIB for p in (untouched / "checkpoints").glob("51*/36/**/*"))
+    disk(f"size={one * 3 // 2 + 24 * KIB}")
+    assert "out/checkpoints/30-epochs-seed0: a checkpoint cannot be written" in refused(tmp_path)
+    assert "10-epochs-seed0/12" in checkpoints(out) and "30-epochs-seed0/12" not in checkpoints(out)
+    assert sorted(path.name for path in out.glob("runs/*")) == ["10-epochs-seed0.json", "10-epochs-seed0.jsonl"]
+
+    disk("size=64m")
+    assert "1 of 3 runs being finished" in finish(tmp_path)[2]
+    assert results_of(out) == results_of(untouched)
+
+
+@pytest.mark.parametrize("how", ["full disk", "largest file"])
+def test_room_for_everything_but_the_figure(untouched, tmp_path, request, how):
+    out = tmp_path / "out"
+    remount = request.getfixturevalue("disk") if how == "full disk" else None
+    shutil.copytree(untouched, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*DRAWN))
+    if remount:
+        used = shutil.disk_usage(out).used
+        remount(f"size={used + 28 * KIB}")
+        assert "out/figure.png: cannot write results there (No space left on device). Make room" in refused(tmp_path)
+        remount("size=64m")
+    else:  # the figure is the first file of more
+        said = refused(tmp_path, largest_file=30_000)
+        assert "out/figure.png: cannot write results there (File too large). Make room or allow it" in said
+    assert (out / "summary.json").read_bytes() == (untouched / "summary.json").read_bytes()
+    assert not (out / "figure.png").exists() and not list(out.glob(".*"))
+    (out / ".figure.png.1.tmp").write_text("what process 1 was writing when it was killed")
+    finish(tmp_path)
+    assert results_of(out) == results_of(untouched)
+
+
+def test_a_read_only_folder_is_said_and_left_as_it_is(untouched, disk, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(untouched, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*DRAWN, "51-epochs-seed0.json"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    disk("ro")
+    assert refused(tmp_path) == (
+        "error: out: cannot write results there (Read-only file system); choose another folder"
+    )
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    disk("rw")
+    finish(tmp_path)
+    assert results_of(out) == results_of(untouched)
+
+
+def test_the_second_of_two_processes_stops_and_a_dead_one_is_taken_over_from(untouched, tmp_path):
+    with Training(tmp_path) as first:
+        assert first.wait("checkpoint begun")
+        first.process.send_signal(signal.SIGSTOP)  # else it might be finished before the second has started
+        said = refused(tmp_path)
+        first.process.kill()
+    assert said.startswith(f"error: out: in use by process {first.process.pid} on {os.uname().nodename} since 2")
+    assert "num_epochs.py --demo" in said and "--out" in said
+    finish(tmp_path)
+    assert results_of(tmp_path / "out") == results_of(untouched), "and the lock is gone with all else"
