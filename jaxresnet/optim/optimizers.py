@@ -300,3 +300,10 @@ def _with_momentum(inner_state: Any, momenta: list[Any]) -> Any:
 def slow_params_of(opt_state: Any, params: Any) -> Any:
     """Lookahead's slow weights, or `params` where the optimiser has none."""
     return opt_state.slow_params if isinstance(opt_state, LookaheadState) else params
+
+
+def make_step_optimizer(config: OptimConfig, hypers: Hypers) -> optax.GradientTransformation:
+    from dataclasses import replace
+
+    fixed = replace(config, schedule="constant", schedule_unit="step", schedule_length=None, cycle_momentum=False)
+    return make_optimizer(fixed, 1, 1, hypers)

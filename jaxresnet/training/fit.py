@@ -1,41 +1,32 @@
-"""One run, from a config and a data set to a history and a chosen state."""
+"""One run, from a config and a data set to a history and the weights of the chosen epoch."""
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.config import TrainConfig, to_dict
-from jaxresnet.data.dataset import Dataset, Split, fingerprint
+from jaxresnet.data.dataset import Dataset, fingerprint
 from jaxresnet.data.splits import run_splits
+from jaxresnet.distributed import agreed, check_same, from_main, on_main
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.files import lock
 from jaxresnet.hardware import backend, resolved
-from jaxresnet.optim.optimizers import epoch_hypers
-from jaxresnet.training.checkpoint import Saved
-from jaxresnet.training.engine import Engine, make_engine, replicate
-from jaxresnet.training.metrics import TrainTotals, averages
-from jaxresnet.training.processes import from_main, on_main
+from jaxresnet.optim.schedules import epoch_hypers
+from jaxresnet.training import checkpoint, engine
+from jaxresnet.training.checkpoint import Record, Saved
+from jaxresnet.training.metrics import Row, averages, best_epoch
 from jaxresnet.training.resume import resume
-from jaxresnet.training.shared_run import agreed, check_copies, check_processes, open_checkpoints
-from jaxresnet.training.state import TrainState, eval_variables
-from jaxresnet.training.steps import steps_per_epoch
+from jaxresnet.training.state import TrainState, Weights
 
-TRY = (
-    "Try a lower learning rate, a warm-up, or precision float32, in another output folder. Checkpoints before it are "
-    "intact"
-)
 # On accelerators an epoch may take less than its checkpoint: then the next is written after so many times the time that
 # the last took, so that they cost a long run a twentieth of its time. (The first and the last are always written.)
 CHECKPOINT_EVERY = 20
-Row = dict[str, Any]
-Placed = tuple[jax.Array, ...]  # images and labels of a split, on the devices
 
 
 class Result(NamedTuple):
@@ -43,12 +34,13 @@ class Result(NamedTuple):
 
     history: a row an epoch. Loss in nats, accuracy in percent, learning_rate of the epoch's first step, norms
     averaged over steps, skipped_steps (see TrainConfig.skip_nonfinite), seconds of training alone (no compilation, no
-    evaluation), images_per_second.
-    summary: the chosen epoch and its figures. state: the train state of that epoch.
+    evaluation), images_per_second. summary: the chosen epoch and its figures. weights: of the chosen epoch. state:
+    after the last epoch.
     """
 
     history: list[Row]
     summary: dict[str, Any]
+    weights: Weights
     state: TrainState
 
 
@@ -71,12 +63,11 @@ def fit(
 
     config: the run; where its precision is "auto", the run's record says what that is here.
     data: uint8 images (N, 32, 32, 3), int32 labels (N,).
-    workdir: keeps the last two checkpoints and the best; None keeps nothing on disk. On CPU there is one after every
-    epoch, on accelerators after the first, the last, and so often that they cost a twentieth of the time. Where the
-    last is damaged, the one before it is used, with a warning.
+    workdir: keeps the last two checkpoints; None keeps nothing on disk. On CPU there is one after every epoch, on
+    accelerators after the first, the last, and so often that they cost a twentieth of the time. Where the last is
+    damaged, the one before it is used, with a warning.
     restart: begin anew where all checkpoints are damaged, instead of raising.
-    devices: share every batch; default all, of all processes. Several processes call this alike, see `processes`: one
-    of them alone keeps `workdir`, and a should_stop() of any stops all after the same dispatch.
+    devices: share every batch; default all, of all processes. Several processes call this alike, see `distributed`.
     on_epoch(rows so far): called after each epoch, once its checkpoint, if it has one, is safe on disk.
     on_progress(epoch, images done in it): called after every dispatch.
     should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
@@ -86,223 +77,174 @@ def fit(
     statistics stop being finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run,
     is in use or holds damaged checkpoints only, StorageError when it cannot be written to.
     """
+    devices = tuple(jax.devices() if devices is None else devices)
+    config = resolved(config, devices[0])
     train, val = run_splits(config, data)
-    engine = make_engine(config, train.num_examples, devices)
-    config = resolved(config, engine.devices[0])
-    check_processes(config, data, engine.devices)
-    if should_stop is not None:
-        should_stop = agreed(should_stop)
-    placed = {name: _place(split, engine) for name, split in (("train", train), ("val", val), ("test", data.test))}
-    record = {
-        "config": to_dict(config),
-        "data": fingerprint(data),
-        "history": [],
-        "seconds": 0.0,
-        "best_step": None,
-        "backends": [{"step": 0, **backend(engine.devices)}],  # one more whenever the run goes on with another
-    }
-    with ExitStack() as held:
+    programs = engine.make_engine(config, train.num_examples, devices)
+    record = Record(to_dict(config), fingerprint(data), backends=[{"step": 0, **backend(devices)}])
+    check_same("a run", {"config": record.config, "data": record.data, "jax": jax.__version__})
+    stop = agreed(should_stop or (lambda: False))
+
+    images, labels = engine.replicate((train.images, train.labels), devices)
+    splits = {"val": val, "test": data.test}
+    batches = {name: engine.place_batches(split, config.eval_batch_size, devices) for name, split in splits.items()}
+    def score(weights: Weights, split: str) -> tuple[float, float]:
+        """(loss in nats, accuracy in percent) on a split."""
+        loss, accuracy = averages(engine.evaluate(programs, weights.variables(config.eval_weights), batches[split]))
+        if not math.isfinite(loss):  # running statistics lag behind the weights, and training may be well
+            raise _not_finite(config, f"the {split} loss is {loss} after epoch {len(record.history) - 1}")
+        return loss, accuracy
+
+    with nullcontext() if workdir is None else on_main(lock(workdir)):
+        state = engine.init_state(programs, config.seed)
+        run = Saved(state, engine.init_totals(programs), engine.copy_weights(state), record)
         if workdir is not None:
-            held.enter_context(on_main(lock(workdir)))
-        checkpoints = None if workdir is None else held.enter_context(open_checkpoints(workdir, engine.devices))
-        run = _Run(config, engine, placed, checkpoints, record)
-        if checkpoints is not None:
-            run.state, run.totals, run.record = resume(checkpoints, Saved(run.state, run.totals, record), restart)
-        while run.epoch < config.num_epochs:
-            run.train_one_epoch(on_progress, should_stop)
-            if on_epoch:
-                on_epoch(run.record["history"])
-            if should_stop and should_stop() and run.epoch < config.num_epochs:
-                run.save()
-                raise Interrupted(_where(workdir))
-        return run.result()
+            run = resume(workdir, run, restart)
+        saved_at = save_seconds = 0.0  # when the last checkpoint was finished, and what it took
+        record = run.record
+        start = time.perf_counter()
+        if len(record.history) < config.num_epochs:
+            engine.compile_programs(programs, {len(labels) for placed in batches.values() for _, labels in placed})
+        compile_seconds = time.perf_counter() - start
+
+        while len(record.history) < config.num_epochs:
+            epoch = len(record.history)
+            run, stopped = _train_epoch(config, programs, run, images, labels, on_progress, stop)
+            if not stopped:
+                run = _finish_epoch(config, programs, run, train.num_examples, score)
+                accelerator = programs.platform != "cpu"
+                due = not accelerator or epoch + 1 == config.num_epochs or _is_due(saved_at, save_seconds)
+                stopped = stop() and epoch + 1 < config.num_epochs
+            if workdir is not None and (stopped or due):
+                start = time.monotonic()
+                checkpoint.save(workdir, run)
+                saved_at = time.monotonic()
+                save_seconds = saved_at - start
+            if on_epoch and len(record.history) > epoch:
+                on_epoch(record.history)
+            if stopped:
+                kept = f"checkpoint in {workdir}" if workdir else "nothing was kept: the run has no work folder"
+                raise Interrupted(kept)
+
+        return Result(record.history, _summary(config, run, score, compile_seconds), run.best, run.state)
 
 
-@jax.jit
-def _copied(tree: Any) -> Any:
-    """A copy that outlives the donation of what it is of, in one dispatch."""
-    return jax.tree.map(jnp.copy, tree)
+def _train_epoch(
+    config: TrainConfig,
+    programs: engine.Engine,
+    run: Saved,
+    images: jax.Array,
+    labels: jax.Array,
+    on_progress: Callable[[int, int], None] | None,
+    stop: Callable[[], bool],
+) -> tuple[Saved, bool]:
+    """The epoch in progress to its end, or until `stop`. Returns the run and whether it was stopped before the end.
 
+    Raises NonFiniteError once more steps than config.skip_nonfinite were not finite."""
+    state, totals, record = run.state, run.totals, run.record
+    epoch, num_train, steps = len(record.history), programs.num_train, _steps_per_epoch(programs)
+    allowed = config.skip_nonfinite - sum(row["skipped_steps"] for row in record.history)
+    hypers = engine.replicate(epoch_hypers(config.optim, steps, config.num_epochs, epoch), programs.devices)
+    plan = engine.plan_epoch(programs, state, epoch)
+    stopped = False
 
-def check_run(config: TrainConfig, data: Dataset, devices: Sequence[jax.Device] | None = None) -> None:
-    """Raise what `fit` raises for a config and a data set that cannot work together, before anything is written."""
-    train, _ = run_splits(config, data)
-    make_engine(config, train.num_examples, devices)
-
-
-def _place(split: Split, engine: Engine) -> Placed:
-    return tuple(replicate(np.ascontiguousarray(a), engine.devices) for a in split)
-
-
-def _where(workdir: str | Path | None) -> str:
-    return "nothing was kept: the run has no work folder" if workdir is None else f"checkpoint in {workdir}"
-
-
-class _Run:
-    """The moving parts of one `fit`: where it stands, and how it takes one epoch."""
-
-    def __init__(self, config: TrainConfig, engine: Engine, data: dict[str, Placed], checkpoints: Any, record: Any):
-        self.config, self.engine, self.data, self.checkpoints, self.record = config, engine, data, checkpoints, record
-        self.num_train = data["train"][0].shape[0]
-        self.steps = steps_per_epoch(self.num_train, config.batch_size)
-        self.learning_rate = math.nan  # of the first step of the epoch in progress
-        self.compiled_before = engine.compile_seconds  # by earlier runs that share the engine
-        self.state = engine.init(config.seed)
-        self.totals = engine.zero_totals()
-        self.best: TrainState | None = None  # the state of the chosen epoch, where no checkpoint has it
-        self.saved_at = self.save_seconds = 0.0  # when the last checkpoint was finished, and what it took
-
-    @property
-    def epoch(self) -> int:  # the epoch in progress
-        return len(self.record["history"])
-
-    def train_one_epoch(self, on_progress: Any, should_stop: Any) -> None:
-        config, epoch = self.config, self.epoch
-        first_step = int(self.state.step) - epoch * self.steps
-        stopped = False
-
-        def after_step(images_done: int, state: TrainState, totals: TrainTotals) -> bool:
-            nonlocal stopped
-            if on_progress:
-                on_progress(epoch, images_done)
-            stopped = bool(should_stop and should_stop()) and images_done < self.num_train
-            return stopped or (int(totals.bad_step) >= 0 and self._skipped(state, totals) > self._may_skip())
-
-        images, labels = self.data["train"]
-        hypers = epoch_hypers(config.optim, self.steps, config.num_epochs, epoch)
-        self.learning_rate = float(np.asarray(hypers.learning_rate)[0])
-        start, compiling = time.perf_counter(), self.engine.compile_seconds
-        self.state, self.totals = self.engine.train_epoch(
-            self.state, self.totals, hypers, images, labels, epoch, first_step, after_step
-        )
-        bad_step = int(self.totals.bad_step)  # waits for the device, for the clock: else once more, after evaluation
-        seconds = time.perf_counter() - start - (self.engine.compile_seconds - compiling)
-        self.record["seconds"] += seconds
-        skipped = self._skipped(self.state, self.totals)
-        if bad_step >= 0 and (skipped > self._may_skip() or skipped == self.steps):
+    start = time.perf_counter()
+    for dispatch in engine.dispatches(programs, int(state.step) - epoch * steps):
+        state, totals = engine.train(programs, state, totals, hypers, images, labels, plan, dispatch)
+        # Without this wait the host would queue a whole epoch, and progress and Ctrl-C would mean nothing.
+        bad_step, taken = int(totals.bad_step), int(totals.steps)
+        done = min(num_train, (dispatch[0] + dispatch[1]) * config.batch_size)
+        if on_progress:
+            on_progress(epoch, done)
+        skipped = int(state.step) - epoch * steps - taken if config.skip_nonfinite else int(bad_step >= 0)
+        if skipped > allowed or skipped == steps:
             first = f"step {bad_step}"
             if config.skip_nonfinite:
                 first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
-            raise NonFiniteError(
-                f"seed {config.seed}: the loss, a gradient, an update or batch statistics stopped being finite in "
-                f"epoch {epoch}, {first} (both counted from 0). {TRY}"
+            raise _not_finite(
+                config,
+                "the loss, a gradient, an update or batch statistics stopped being finite in epoch "
+                f"{epoch}, {first}",
             )
-        if stopped:
-            self.save()
-            raise Interrupted(_where(self.checkpoints and self.checkpoints.directory))
-        self._finish_epoch()
+        if done < num_train and stop():
+            stopped = True
+            break
+    record.seconds += time.perf_counter() - start
+    return run._replace(state=state, totals=totals), stopped
 
-    def _skipped(self, state: TrainState, totals: TrainTotals) -> int:
-        """Steps of the epoch in progress that changed nothing, as they were not finite. Where none may be skipped, a
-        step that was not finite counts as taken, and as one too many."""
-        if not self.config.skip_nonfinite:
-            return int(int(totals.bad_step) >= 0)
-        return int(state.step) - self.epoch * self.steps - int(totals.steps)
 
-    def _may_skip(self) -> int:
-        """How many steps of the epoch in progress may be."""
-        return self.config.skip_nonfinite - sum(row.get("skipped_steps", 0) for row in self.record["history"])
+def _finish_epoch(
+    config: TrainConfig,
+    programs: engine.Engine,
+    run: Saved,
+    num_train: int,
+    score: Callable[[Weights, str], tuple[float, float]],
+) -> Saved:
+    """Score the epoch that was trained, add its row to the history, and keep its weights if they are the best."""
+    state, totals, record = run.state, run.totals, run.record
+    epoch, steps, taken = len(record.history), _steps_per_epoch(programs), int(totals.steps)
+    rates = epoch_hypers(config.optim, steps, config.num_epochs, epoch).learning_rate
+    loss, accuracy = averages(totals.sums)
+    weights = engine.copy_weights(state)
+    row: Row = {
+        "epoch": epoch,
+        "step": int(state.step),
+        "learning_rate": float(np.asarray(rates)[0]),
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+    }
+    for split, wanted in (("val", config.val_size > 0), ("test", config.test_every_epoch)):
+        row[f"{split}_loss"], row[f"{split}_accuracy"] = score(weights, split) if wanted else (None, None)
+    for name, total in zip(("grad_norm", "param_norm", "update_norm"), np.asarray(totals.norms), strict=True):
+        row[name] = float(total) / taken
+    row["skipped_steps"] = int(state.step) - epoch * steps - taken
+    row["seconds"] = round(record.seconds, 3)
+    row["images_per_second"] = round(num_train / record.seconds, 1)
+    record.history.append(row)
+    record.seconds = 0.0
+    best = weights if best_epoch(config.selection, record.history) == epoch else run.best
+    return Saved(state, engine.init_totals(programs), best, record)
 
-    def _finish_epoch(self) -> None:
-        epoch, seconds = self.epoch, self.record["seconds"]
-        loss, accuracy = averages(self.totals.sums)
-        norms = [float(n) / int(self.totals.steps) for n in np.asarray(self.totals.norms)]
-        row: Row = {
-            "epoch": epoch,
-            "step": int(self.state.step),
-            "learning_rate": self.learning_rate,
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-        }
-        scored = {"val": self.config.val_size > 0, "test": self.config.test_every_epoch}
-        for name, wanted in scored.items():
-            scores = self._finite_score(self.state, name, epoch) if wanted else (None, None)
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = scores
-        row |= dict(zip(("grad_norm", "param_norm", "update_norm"), norms, strict=True))
-        row["skipped_steps"] = self._skipped(self.state, self.totals)
-        row |= {"seconds": round(seconds, 3), "images_per_second": round(self.num_train / seconds, 1)}
-        self.record["history"].append(row)
-        self.record["seconds"] = 0.0
-        self.totals = self.engine.zero_totals()
-        check_copies(self.state)
-        if self.checkpoints is not None and self._checkpoint_is_due():
-            self.save()
-        elif self.config.selection != "last" and self._best_epoch() == epoch:
-            self.best = _copied(self.state)
 
-    def _finite_score(self, state: TrainState, name: str, epoch: int) -> tuple[float, float]:
-        """(loss in nats, accuracy in percent) of a state on a split. Running statistics lag behind the weights, so
-        this may overflow where training does not."""
-        loss, accuracy = self._score(state, name)
-        if not math.isfinite(loss):
-            split = {"val": "validation", "test": "test"}[name]
-            raise NonFiniteError(
-                f"seed {self.config.seed}: the {split} loss is {loss} after epoch {epoch} (counted from 0). {TRY}"
-            )
-        return loss, accuracy
+def _summary(
+    config: TrainConfig, run: Saved, score: Callable[[Weights, str], tuple[float, float]], compile_seconds: float
+) -> dict[str, Any]:
+    history = run.record.history
+    best = history[best_epoch(config.selection, history)]
+    test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
+    if test_accuracy is None:  # the one time that this run sees the test set
+        test_loss, test_accuracy = score(run.best, "test")
+    data = run.record.data
+    return {
+        "seed": config.seed,
+        "selection": config.selection,
+        "weights": config.eval_weights if config.optim.lookahead else "fast",
+        "best_epoch": best["epoch"],
+        "last_epoch": history[-1]["epoch"],
+        "val_accuracy": best["val_accuracy"],
+        "test_accuracy": test_accuracy,
+        "test_loss": test_loss,
+        "num_train": (config.train_size or data["num_train"]) - config.val_size,
+        "num_val": config.val_size,
+        "num_test": data["num_test"],
+        "skipped_steps": sum(row["skipped_steps"] for row in history),
+        "earlier_backends": run.record.backends[:-1],
+        "seconds": round(sum(row["seconds"] for row in history), 3),
+        "compile_seconds": round(compile_seconds, 3),
+    }
 
-    def _score(self, state: TrainState, name: str) -> tuple[float, float]:
-        images, labels = self.data[name]
-        return averages(self.engine.evaluate(eval_variables(state, self.config.eval_weights), images, labels))
 
-    def _checkpoint_is_due(self) -> bool:
-        if not self.engine.whole_epochs or self.epoch == self.config.num_epochs:
-            return True
-        # One process decides, as clocks differ.
-        return from_main(lambda: time.monotonic() - self.saved_at >= CHECKPOINT_EVERY * self.save_seconds)
+def _steps_per_epoch(programs: engine.Engine) -> int:
+    return -(-programs.num_train // programs.config.batch_size)
 
-    def save(self) -> None:
-        """Write a checkpoint, and before it that of the chosen epoch if none has it yet."""
-        if self.checkpoints is None:
-            return
-        start = time.monotonic()
-        self.record["best_step"] = best_step = self._best_step()
-        if self.best is not None and best_step != int(self.state.step):
-            until_then = {**self.record, "history": self.record["history"][: self._best_epoch() + 1], "seconds": 0.0}
-            self.checkpoints.save(self.best, self.engine.zero_totals(), until_then, best_step)
-        self.checkpoints.save(self.state, self.totals, self.record, best_step)
-        self.best = None
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - start
 
-    def _best_epoch(self) -> int:
-        """The chosen epoch so far: the first with the highest accuracy on the split that selects."""
-        history = self.record["history"]
-        if self.config.selection == "last":
-            return len(history) - 1
-        return max(range(len(history)), key=lambda i: history[i][f"{self.config.selection}_accuracy"])
+def _is_due(saved_at: float, save_seconds: float) -> bool:
+    """Whether a checkpoint may be written again. Process 0 decides, as clocks differ."""
+    return from_main(lambda: time.monotonic() - saved_at >= CHECKPOINT_EVERY * save_seconds)
 
-    def _best_step(self) -> int | None:
-        history = self.record["history"]
-        return history[self._best_epoch()]["step"] if history else None
 
-    def result(self) -> Result:
-        config, history = self.config, self.record["history"]
-        best = history[self._best_epoch()]
-        state = self.state
-        if best is not history[-1]:
-            if self.best is not None:
-                state = self.best
-            elif self.checkpoints is not None:
-                state = self.checkpoints.restore(best["step"], self.state, self.totals).state
-        test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
-        if test_accuracy is None:  # the one time that this run sees the test set
-            test_loss, test_accuracy = self._finite_score(state, "test", best["epoch"])
-        summary = {
-            "seed": config.seed,
-            "selection": config.selection,
-            "weights": config.eval_weights if config.optim.lookahead else "fast",
-            "best_epoch": best["epoch"],
-            "last_epoch": history[-1]["epoch"],
-            "val_accuracy": best["val_accuracy"],
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
-            "num_train": self.num_train,
-            "num_val": config.val_size,
-            "num_test": self.data["test"][0].shape[0],
-            "skipped_steps": sum(row.get("skipped_steps", 0) for row in history),
-            "earlier_backends": self.record["backends"][:-1],
-            "seconds": round(sum(row["seconds"] for row in history), 3),
-            "compile_seconds": round(self.engine.compile_seconds - self.compiled_before, 3),
-        }
-        return Result(history, summary, state)
+def _not_finite(config: TrainConfig, what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"seed {config.seed}: {what} (counted from 0). Try a lower learning rate, a warm-up, or precision float32, in "
+        "another output folder. Checkpoints before it are intact"
+    )

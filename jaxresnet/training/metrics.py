@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax import Array
 
+Row = dict[str, Any]  # of the history: what `fit` says of one epoch
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Per-example cross-entropy in nats. logits (B, C) any float, labels (B,) int -> (B,), in float32 at least."""
@@ -64,3 +65,12 @@ def averages(sums: Sums) -> tuple[float, float]:
     """(mean loss in nats, accuracy in percent) on the host."""
     count = int(sums.count)
     return float(sums.loss) / count, 100 * int(sums.correct) / count
+
+
+def best_epoch(selection: str, history: list[Row]) -> int:
+    """The chosen epoch so far, 0-based: the first with the highest accuracy on the split that selects, or the last.
+
+    selection: "val", "test" or "last"."""
+    if selection == "last":
+        return len(history) - 1
+    return max(range(len(history)), key=lambda i: history[i][f"{selection}_accuracy"])

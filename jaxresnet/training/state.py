@@ -1,6 +1,6 @@
 """The train state: arrays only. A run is `state -> state`."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from jaxresnet.nn.resnet import Model
-from jaxresnet.optim.optimizers import LookaheadState, slow_params_of
+from jaxresnet.optim.lookahead import LookaheadState
 
 
 class TrainState(NamedTuple):
@@ -26,6 +26,17 @@ class TrainState(NamedTuple):
     slow_batch_stats: Any
     opt_state: Any
     key: Array
+
+
+class Weights(NamedTuple):
+    """What a network is evaluated with. Each is {"params", "batch_stats"}; `slow` is {} without Lookahead."""
+
+    fast: dict[str, Any]
+    slow: dict[str, Any]
+
+    def variables(self, kind: Literal["fast", "slow"]) -> dict[str, Any]:
+        """Those of one kind; without Lookahead there is one, whatever `kind`."""
+        return self.slow if kind == "slow" and self.slow else self.fast
 
 
 def create_train_state(model: Model, tx: optax.GradientTransformation, seed: Array | int) -> TrainState:
@@ -53,8 +64,9 @@ def sync_batch_stats(slow: Any, fast: Any, opt_state: Any, sync_period: int, slo
     return jax.tree.map(lambda s, f: jnp.where(sync, s + slow_step_size * (f - s), s), slow, fast)
 
 
-def eval_variables(state: TrainState, weights: str = "fast") -> dict:
-    """{"params", "batch_stats"} to evaluate. weights: "fast" or "slow"; without Lookahead both are the same."""
-    if weights == "slow" and isinstance(state.opt_state, LookaheadState):
-        return {"params": slow_params_of(state.opt_state, state.params), "batch_stats": state.slow_batch_stats}
-    return {"params": state.params, "batch_stats": state.batch_stats}
+def weights_of(state: TrainState) -> Weights:
+    """The weights and batch statistics inside a state, not copied."""
+    fast = {"params": state.params, "batch_stats": state.batch_stats}
+    if not isinstance(state.opt_state, LookaheadState):
+        return Weights(fast, {})
+    return Weights(fast, {"params": state.opt_state.slow_params, "batch_stats": state.slow_batch_stats})

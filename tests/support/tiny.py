@@ -16,7 +16,7 @@ import numpy as np
 from jaxresnet.config import ModelConfig, TrainConfig
 from jaxresnet.data.dataset import Dataset, Split, split_validation
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.training.state import TrainState, eval_variables
+from jaxresnet.training.state import TrainState
 
 MODEL = ModelConfig(stage_sizes=(1,), width=4, pool_size=32, precision="float32")
 
