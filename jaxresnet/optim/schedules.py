@@ -1,1 +1,1 @@
-from jaxresnet.optim.optimizers import Hypers, at_step, epoch_hypers, hypers_of  # noqa: F401
+from jaxresnet.optim.optimizers import Hypers, at_step, epoch_hypers, hypers_of, make_schedule  # noqa: F401

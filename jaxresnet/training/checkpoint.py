@@ -10,9 +10,11 @@ any instant leaves the checkpoints before it, and a damaged byte is found before
 
 import json
 import shutil
+import tempfile
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,17 +95,33 @@ def _write(path: Path, trees: dict[str, Any], record: Record) -> None:
     from orbax.checkpoint import v1 as ocp
 
     try:
+        path.mkdir(parents=True, exist_ok=True)  # where that fails, Orbax's threads would wait for one another
         with _ONE_AT_A_TIME:
             for name, tree in trees.items():
-                ocp.save(path.resolve() / name, tree, overwrite=True)
+                with _plain(path / name) as plain:
+                    ocp.save(plain, tree, overwrite=True)
     except (OSError, ValueError) as e:  # TensorStore raises ValueError for a full disk
         raise StorageError(
             f"{path}: a checkpoint cannot be written ({_first_line(e)}). Those before it are intact: make room, and "
             "the same command continues"
         ) from e
     if is_main():
-        contents = {"shapes": {name: _shapes(tree) for name, tree in trees.items()}, "files": _checksums(path)}
-        write_json(path / RECORD, {**asdict(record), **contents})
+        shapes = {name: _shapes(tree) for name, tree in trees.items()}
+        whole = {**asdict(record), "shapes": shapes, "files": _checksums(path)}
+        write_json(path / RECORD, {**whole, "crc32": _crc32(whole)})
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[Path]:
+    """`path`, absolute, by a name without the characters of a pattern: Orbax would look for what matches it."""
+    path = path.resolve()
+    if not set("[]*?\\") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(path.parent, target_is_directory=True)
+        yield link / path.name
 
 
 def read_record(folder: str | Path, step: int) -> Record:
@@ -117,8 +135,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         found = read_json(path / RECORD, "restore a copy")
     except ResultsError as e:
         raise DamagedError(str(e)) from e
-    if not isinstance(found, dict) or not {*Record.__dataclass_fields__, "shapes", "files"} <= found.keys():
-        raise DamagedError(f"{path / RECORD}: is not the record of a checkpoint; restore a copy")
+    if not isinstance(found, dict) or found.pop("crc32", None) != _crc32(found):
+        raise DamagedError(f"{path / RECORD}: is damaged; restore a copy")
     return found
 
 
@@ -148,8 +166,8 @@ def _restored(folder: str | Path, step: int, name: str, like: Any) -> Any:
     if changed:
         raise DamagedError(f"{path}: {changed[0]} is missing or damaged")
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    with _ONE_AT_A_TIME:
-        return ocp.load(path.resolve() / name, abstract)
+    with _ONE_AT_A_TIME, _plain(path / name) as plain:
+        return ocp.load(plain, abstract)
 
 
 def _check_shapes(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
@@ -194,6 +212,10 @@ def _checksums(path: Path) -> dict[str, list[int]]:
     files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / RECORD)
     contents = {p.relative_to(path).as_posix(): p.read_bytes() for p in files}
     return {name: [len(data), zlib.crc32(data)] for name, data in contents.items()}
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,19 +42,15 @@ IMAGES_PER_DISPATCH = 2048
 class Engine(NamedTuple):
     """What compiled programs depend on. Runs with equal engines share their programs.
 
-    config: the run's, with all that is an argument of the programs at its default. steps_per_dispatch: full batches
-    that one dispatch trains on.
+    config: the run's, with all that is an argument of the programs at its default. platform: "cpu", "gpu" or "tpu".
+    steps_per_dispatch: full batches that one dispatch trains on.
     """
 
     config: TrainConfig
     num_train: int
     devices: Devices
+    platform: str
     steps_per_dispatch: int
-
-    @property
-    def platform(self) -> str:
-        """ "cpu", "gpu" or "tpu"."""
-        return self.devices[0].platform
 
 
 def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None:
@@ -75,14 +71,15 @@ def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Devic
     """
     devices = tuple(devices)
     check_devices(config, num_train, len(devices))
-    if devices[0].platform != "cpu":
+    platform = devices[0].platform
+    if platform != "cpu":
         several = num_train // config.batch_size
     elif convolves_in_loops("cpu", config.model.precision):
         larger = max(1.0, count_macs(config.model) / count_macs(ModelConfig()))
         several = max(1, int(IMAGES_PER_DISPATCH / larger) // config.batch_size)
     else:
         several = 1
-    return Engine(_without_numbers(config), num_train, devices, several)
+    return Engine(_without_numbers(config), num_train, devices, platform, several)
 
 
 def _without_numbers(config: TrainConfig) -> TrainConfig:
@@ -174,7 +171,7 @@ def compile_programs(engine: Engine, eval_sizes: Sequence[int]) -> None:
     for _, count, batch_size in dispatches(engine, 0):
         train_program(engine, batch_size, _static(engine, count, batch_size))
     for size in eval_sizes:
-        eval_program(engine.config.model, size, engine.devices)
+        eval_program(engine.config.model, size, engine.platform, engine.devices)
 
 
 def _static(engine: Engine, count: int, batch_size: int) -> int | None:
@@ -212,10 +209,10 @@ def _init_abstract(engine: Engine) -> TrainState:
 
 
 @cache
-def eval_program(model: ModelConfig, batch_size: int, devices: Devices) -> Callable[..., Sums]:
+def eval_program(model: ModelConfig, batch_size: int, platform: str, devices: Devices) -> Callable[..., Sums]:
     """`steps.eval_step`, compiled: (variables, images, labels) -> sums over a batch of `batch_size`."""
     config = TrainConfig(model=model)
-    recipe: Recipe = make_recipe(config, config.batch_size, len(devices), devices[0].platform)
+    recipe: Recipe = make_recipe(config, config.batch_size, len(devices), platform)
     variables = jax.eval_shape(lambda: build_model(model).init(jax.random.key(0)))
     return _compiled(partial(eval_step, recipe), (variables, *_abstract_data(batch_size)), devices)
 
@@ -276,8 +273,8 @@ def train(
 
 def evaluate(engine: Engine, variables: dict[str, Any], batches: Sequence[Batch]) -> Sums:
     """Sums over all batches of `place_batches`, on the host."""
-    model, devices = engine.config.model, engine.devices
-    sums = [eval_program(model, len(labels), devices)(variables, images, labels) for images, labels in batches]
+    model, platform, devices = engine.config.model, engine.platform, engine.devices
+    sums = [eval_program(model, len(b[1]), platform, devices)(variables, *b) for b in batches]
     return jax.tree.map(lambda *parts: sum(np.asarray(part).astype(np.float64) for part in parts), *sums)
 
 

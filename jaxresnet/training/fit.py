@@ -88,6 +88,7 @@ def fit(
     images, labels = engine.replicate((train.images, train.labels), devices)
     splits = {"val": val, "test": data.test}
     batches = {name: engine.place_batches(split, config.eval_batch_size, devices) for name, split in splits.items()}
+
     def score(weights: Weights, split: str) -> tuple[float, float]:
         """(loss in nats, accuracy in percent) on a split."""
         loss, accuracy = averages(engine.evaluate(programs, weights.variables(config.eval_weights), batches[split]))
@@ -163,8 +164,7 @@ def _train_epoch(
                 first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
             raise _not_finite(
                 config,
-                "the loss, a gradient, an update or batch statistics stopped being finite in epoch "
-                f"{epoch}, {first}",
+                f"the loss, a gradient, an update or batch statistics stopped being finite in epoch {epoch}, {first}",
             )
         if done < num_train and stop():
             stopped = True
@@ -200,6 +200,8 @@ def _finish_epoch(
     row["skipped_steps"] = int(state.step) - epoch * steps - taken
     row["seconds"] = round(record.seconds, 3)
     row["images_per_second"] = round(num_train / record.seconds, 1)
+    times = ("seconds", "images_per_second")
+    check_same(f"what epoch {epoch} gave", {name: value for name, value in row.items() if name not in times})
     record.history.append(row)
     record.seconds = 0.0
     best = weights if best_epoch(config.selection, record.history) == epoch else run.best

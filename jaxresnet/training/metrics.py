@@ -10,6 +10,7 @@ from jax import Array
 
 Row = dict[str, Any]  # of the history: what `fit` says of one epoch
 
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Per-example cross-entropy in nats. logits (B, C) any float, labels (B,) int -> (B,), in float32 at least."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

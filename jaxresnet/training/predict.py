@@ -88,6 +88,8 @@ def predict(folder: str | Path, images: np.ndarray, batch_size: int = 500) -> np
 
     starts = range(0, len(images), batch_size)
     batches = [images[i : i + batch_size] for i in starts]
-    programs = {len(b): compile_lowered(probabilities.lower(variables, b), platform) for b in batches[:1] + batches[-1:]}
+    programs = {
+        len(b): compile_lowered(probabilities.lower(variables, b), platform) for b in batches[:1] + batches[-1:]
+    }
     parts = [np.asarray(programs[len(batch)](variables, batch)) for batch in batches]
     return np.concatenate([*parts, np.zeros((0, config.model.num_classes), np.float32)])
