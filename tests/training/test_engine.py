@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +22,16 @@ from support.tiny import (
 import jaxresnet.training.steps
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
-from jaxresnet.optim.optimizers import hypers_of
-from jaxresnet.training.engine import Engine, Program, first_copy, make_engine, replicate
+from jaxresnet.optim.schedules import epoch_hypers
+from jaxresnet.recipes import published
+from jaxresnet.training import engine
+from jaxresnet.training.engine import make_engine, replicate
 from jaxresnet.training.fit import Interrupted, fit
-from jaxresnet.training.metrics import averages
-from jaxresnet.training.state import eval_variables
-from jaxresnet.training.steps import AXIS
 
 pytestmark = pytest.mark.devices(8)
 RESET, PULLBACK = (
     replace(STEADY, optim=replace(STEADY.optim, lookahead_momentum=name)) for name in ("reset", "pullback")
 )
-
 # Like no other test's, so that nothing of it is compiled yet.
 UNSEEN = replace(RUN, model=ModelConfig(stage_sizes=(1,), width=2, pool_size=32), val_size=0, selection="last")
 
@@ -49,13 +48,21 @@ def on_one_device(tiny_data):
     return cache(lambda config: fit(config, tiny_data, devices=jax.devices()[:1]))
 
 
+def assert_same_rows(several, one):
+    for a, b in zip(several, one, strict=True):
+        a, b = without_times(a), without_times(b)
+        assert {k for k in a if a[k] is None} == {k for k in b if b[k] is None}
+        for name in a:
+            if a[name] is not None:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "config, num_devices",
     [
         pytest.param(STEADY, 8, id="8 devices, no partial batch"),
         pytest.param(STEADY_PARTIAL, 8, id="8 devices, a partial batch that does not divide over them"),
         pytest.param(STEADY_PARTIAL, 2, id="2 devices, a partial batch that divides over them"),
-        pytest.param(STEADY_PARTIAL, 4, id="4 devices, a partial batch that divides over them"),
         pytest.param(RESET, 4, id="4 devices, Lookahead that resets the momentum"),
         pytest.param(PULLBACK, 4, id="4 devices, Lookahead that pulls the momentum back"),
     ],
@@ -70,17 +77,12 @@ def test_one_device_equals_several(config, num_devices, on_one_device, tiny_data
     paths = [path for path, _ in leaves(one.state)]
     for part in ("params", "batch_stats", "slow_batch_stats", "slow_params", "mu", "nu"):
         assert any(part in path for path in paths)
-    assert_same_to_rounding(several.state, one.state)
-    start = make_engine(config, several.summary["num_train"], jax.devices()[:1]).init(config.seed)
+    assert_same_to_rounding(several.weights, one.weights)
+    assert_same_to_rounding(several.state, one.state, rtol=5e-4)  # later, and Adam's moments see more of the rounding
+    start = engine.init_state(make_engine(config, several.summary["num_train"], jax.devices()[:1]), config.seed)
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start.params, one.state.params)), strict=True)]
     assert min(moved) > 1e-4, "far more than rounding"
-    for a, b in zip(several.history, one.history, strict=True):
-        a, b = without_times(a), without_times(b)
-        assert a.keys() == b.keys()
-        for name in a:
-            assert (a[name] is None) == (b[name] is None), name
-            if a[name] is not None:
-                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+    assert_same_rows(several.history, one.history)
     assert several.summary["num_test"] == 100
     np.testing.assert_allclose(several.summary["test_loss"], one.summary["test_loss"], rtol=1e-5)
     assert several.summary["test_accuracy"] == one.summary["test_accuracy"]
@@ -93,15 +95,13 @@ def test_a_run_moves_from_eight_devices_to_one_and_back(on_one_device, tiny_data
         with pytest.raises(Interrupted):
             fit(STEADY_PARTIAL, tiny_data, tmp_path, devices=devices, should_stop=stop_after(stop))
     moved = fit(STEADY_PARTIAL, tiny_data, tmp_path, devices=jax.devices())
-    assert_same_to_rounding(moved.state, one.state)
-    for a, b in zip(moved.history, one.history, strict=True):
-        for name in ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "grad_norm"):
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+    assert_same_to_rounding(moved.state, one.state, rtol=5e-4)
+    assert_same_rows(moved.history, one.history)
 
 
 def test_the_state_is_whole_on_every_device():
-    engine = make_engine(RUN, 256, jax.devices())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(engine.init(0)):
+    programs = make_engine(RUN, 256, jax.devices())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(engine.init_state(programs, 0)):
         assert leaf.is_fully_replicated and leaf.sharding.device_set == set(jax.devices()), path
 
 
@@ -111,38 +111,32 @@ def test_replicate_copies_to_all_devices():
     assert tree["a"].dtype == jnp.uint8
 
 
-def test_a_copy_on_one_device_is_the_first_of_them():
-    tree = replicate({"a": np.arange(3, dtype=np.uint8)}, tuple(jax.devices()[2:5]))
-    copy = first_copy(tree)["a"]
-    assert copy.devices() == {jax.devices()[2]} and copy.tolist() == [0, 1, 2]
+def one_epoch(programs, images, labels, first_step=0):
+    """(state, totals) after an epoch from the seed 0, and the state before it."""
+    config = programs.config
+    images, labels = replicate((images, labels), programs.devices)
+    hypers = replicate(epoch_hypers(config.optim, -(-len(labels) // config.batch_size), 1, 0), programs.devices)
+    before = state = engine.init_state(programs, 0)
+    totals, plan = engine.init_totals(programs), engine.plan_epoch(programs, state, 0)
+    for dispatch in engine.dispatches(programs, first_step):
+        state, totals = engine.train(programs, state, totals, hypers, images, labels, plan, dispatch)
+    return state, totals, before
 
 
-# ------------------------------------------------------------------------------------------------------- programs
-
-
-def test_a_program_gives_each_device_its_rank_and_whole_arguments():
-    def total(x, rank):
-        return jax.lax.psum(x.sum() * 10**rank, AXIS)
-
-    program = Program(total, 1, tuple(jax.devices()[:3]))
-    assert program.compile_seconds == 0
-    assert int(program(jnp.array([1, 1]))) == 222
-    assert program.compile_seconds > 0
+def test_batch_statistics_count_a_batch_once_that_every_device_computes(tiny_data):
+    """A last batch of one image, on 32x32 maps: the unbiased variance divides by 1023, not by 8 * 1024 - 1."""
+    config = replace(RUN, batch_size=8)
+    data = tiny_data.train.images[:9], tiny_data.train.labels[:9]
+    states = [one_epoch(make_engine(config, 9, d), *data, first_step=1)[0] for d in (jax.devices()[:1], jax.devices())]
+    for (path, one), (_, several) in zip(*(leaves(s.batch_stats) for s in states), strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_a_step_consumes_the_state_it_is_given(tiny_data):
     """Donated: an epoch needs the memory of one state, not of two."""
-    engine = make_engine(STEADY, 256, jax.devices()[:1])
-    images, labels = (a[:256] for a in tiny_data.train)
-    before, totals = engine.init(0), engine.zero_totals()
-    after, _ = engine.train_epoch(before, totals, hypers_of(STEADY.optim), images, labels, 0)
-    deleted = {path: leaf.is_deleted() for path, leaf in leaves_of(before.params)}
-    assert deleted and all(deleted.values()), deleted
-    assert not any(leaf.is_deleted() for _, leaf in leaves_of(after))
-
-
-def leaves_of(tree):
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    after, _, before = one_epoch(make_engine(STEADY, 256, jax.devices()[:1]), *(a[:256] for a in tiny_data.train))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
 # -------------------------------------------------------------------------------------------------- compiling once
@@ -193,7 +187,7 @@ def test_other_seeds_and_numbers_compile_nothing(tiny_data, tmp_path):
 
 def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
     one = jax.devices()[:1]
-    engine = make_engine(RUN, 256, one)
+    shared = make_engine(RUN, 256, one)
     numbers = {"learning_rate": 0.5, "b1": 0.1, "b2": 0.1, "eps": 0.1, "weight_decay": 0.1, "slow_step_size": 0.1}
     for same in (
         replace(RUN, seed=3, selection="test", test_every_epoch=True, eval_weights="fast"),
@@ -201,20 +195,73 @@ def test_runs_share_an_engine_unless_a_shape_or_the_program_differs():
         replace(RUN, num_epochs=4, optim=replace(RUN.optim, schedule="onecycle", schedule_unit="epoch")),
         replace(RUN, optim=replace(RUN.optim, schedule="onecycle", cycle_momentum=True)),
     ):
-        assert make_engine(same, 256, one) is engine
+        assert make_engine(same, 256, one) == shared
     for different in (
         replace(RUN, optim=replace(RUN.optim, lookahead=False)),
         replace(RUN, optim=replace(RUN.optim, sync_period=6)),
         replace(RUN, batch_size=32),
         replace(RUN, augment=replace(RUN.augment, flip=False)),
         replace(RUN, model=replace(RUN.model, initializer="he")),
+        replace(RUN, skip_nonfinite=1),
     ):
-        assert make_engine(different, 256, one) is not engine
-    assert make_engine(RUN, 255, one) is not engine
-    assert make_engine(RUN, 256, jax.devices()[:2]) is not engine
+        assert make_engine(different, 256, one) != shared
+    assert make_engine(replace(RUN, skip_nonfinite=1), 256, one) == make_engine(
+        replace(RUN, skip_nonfinite=9), 256, one
+    )
+    assert make_engine(RUN, 255, one) != shared
+    assert make_engine(RUN, 256, jax.devices()[:2]) != shared
 
 
-# ------------------------------------------------------------------------------------------------------- refusals
+def test_the_eleven_published_runs_need_six_engines():
+    """They differ in numbers, schedules and lengths, and in three batch sizes, two optimisers, with and without
+    Lookahead."""
+    engines = {make_engine(run.config, 50_000, jax.devices()[:1]) for run in published.values()}
+    assert len(published) == 11 and len(engines) == 6
+
+
+# ------------------------------------------------------------------------------------------------------ dispatches
+
+
+class Device(NamedTuple):
+    platform: str
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "multiplies", "steps"),
+    [
+        ("cpu", "float32", True, 1),
+        ("cpu", "bfloat16", False, 1),
+        ("cpu", "bfloat16", True, 32),
+        ("gpu", "float32", False, 97),
+    ],
+)
+def test_only_what_convolves_in_loops_takes_several_steps(platform, precision, multiplies, steps, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", str(int(multiplies)))
+    config = replace(RUN, model=replace(RUN.model, precision=precision))
+
+    def steps_of(config, num_train=97 * config.batch_size + 1):
+        return make_engine(config, num_train, [Device(platform)]).steps_per_dispatch
+
+    assert steps_of(config) == steps
+    assert steps_of(replace(config, batch_size=4096), 5000) == 1
+    deep = replace(config, model=ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3, precision=precision))
+    fewer = 13 if steps == 32 else steps
+    assert steps_of(deep) == fewer, "of 2.4 times the default network's multiply-adds"
+
+
+@pytest.mark.parametrize(
+    "num_train, several, first, expected",
+    [
+        (256, 1, 0, [(0, 1, 64), (1, 1, 64), (2, 1, 64), (3, 1, 64)]),
+        (260, 3, 0, [(0, 3, 64), (3, 1, 64), (4, 1, 4)]),
+        (260, 3, 2, [(2, 2, 64), (4, 1, 4)]),
+        (260, 4, 4, [(4, 1, 4)]),
+        (64, 4, 0, [(0, 1, 64)]),
+    ],
+)
+def test_every_example_is_in_one_batch(num_train, several, first, expected):
+    programs = make_engine(RUN, num_train, jax.devices()[:1])._replace(steps_per_dispatch=several)
+    assert list(engine.dispatches(programs, first)) == expected
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tiny_data):
@@ -224,29 +271,4 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tiny_data):
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="batch_size=264: must be at most the 256 training images"):
-        Engine(replace(RUN, batch_size=264), 256, tuple(jax.devices()))
-
-
-def test_batch_statistics_count_a_batch_once_that_every_device_computes(tiny_data):
-    """A last batch of one image, on 32x32 maps: the unbiased variance divides by 1023, not by 8 * 1024 - 1."""
-    config = replace(RUN, batch_size=8)
-    images, labels = tiny_data.train.images[:9], tiny_data.train.labels[:9]
-    states = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        engine = make_engine(config, 9, devices)
-        placed = replicate((images, labels), engine.devices)
-        state, _ = engine.train_epoch(
-            engine.init(0), engine.zero_totals(), hypers_of(config.optim), *placed, 0, first_step=1
-        )
-        states.append(state)
-    for (path, one), (_, several) in zip(*(leaves(s.batch_stats) for s in states), strict=True):
-        np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-6, err_msg=path)
-
-
-def test_one_dispatch_evaluates_fewer_images_than_a_batch(tiny_data):
-    engine = Engine(replace(RUN, eval_batch_size=64), 256, tuple(jax.devices()[:1]))
-    images, labels = replicate((tiny_data.test.images[:40], tiny_data.test.labels[:40]), engine.devices)
-    variables = eval_variables(engine.init(0))
-    step_by_step = averages(engine.evaluate(variables, images, labels))
-    engine.whole_epochs = True  # as on an accelerator
-    np.testing.assert_allclose(averages(engine.evaluate(variables, images, labels)), step_by_step, rtol=1e-6)
+        make_engine(replace(RUN, batch_size=264), 256, jax.devices())

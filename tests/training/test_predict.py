@@ -5,33 +5,30 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from support.tiny import RUN, stop_after
+from support.tiny import RUN, assert_same_bits, stop_after
 
-import jaxresnet.training.compilation
-import jaxresnet.training.fit
-from jaxresnet.errors import DataError, ResultsError
+from jaxresnet.errors import ConfigError, DataError, ResultsError
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.training.compilation import compiler_options
+from jaxresnet.training import engine
 from jaxresnet.training.fit import Interrupted, fit
-from jaxresnet.training.predict import predict
-from jaxresnet.training.state import eval_variables
+from jaxresnet.training.predict import load_variables, predict
 
 ONE = jax.devices()[:1]
 
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    """(checkpoint folder, result) of a run whose best epoch is not its last."""
-    folder = tmp_path_factory.mktemp("run")
-    score = jaxresnet.training.fit._Run._score
+    """(run's folder, result) of a run whose best epoch is not its last."""
+    folder, epochs = tmp_path_factory.mktemp("run"), iter(range(3))
+    evaluate = engine.evaluate
 
-    def better_at_first(self, state, name):
-        loss, accuracy = score(self, state, name)
-        return (loss, accuracy) if name == "test" else (loss, 90.0 - self.epoch)
+    def better_at_first(programs, variables, batches):
+        sums = evaluate(programs, variables, batches)
+        return sums if sums.count == 100 else sums._replace(correct=40 - next(epochs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxresnet.training.fit._Run, "_score", better_at_first)
-        return folder, fit(RUN, tiny_data, folder, devices=ONE)
+        patch.setattr(engine, "evaluate", better_at_first)
+        return folder, fit(RUN, tiny_data, folder / "checkpoints", devices=ONE)
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +58,30 @@ def test_they_are_of_the_best_epoch_and_the_scored_weights(probabilities, run, t
     images = ((tiny_data.test.images / 255 - mean) / std).astype(np.float32)
     apply = build_model(RUN.model).apply
     expected = {
-        weights: np.asarray(jax.nn.softmax(apply(eval_variables(result.state, weights), images, False)[0]))
-        for weights in ("slow", "fast")
+        kind: np.asarray(jax.nn.softmax(apply(result.weights.variables(kind), images, False)[0]))
+        for kind in ("slow", "fast")
     }
     np.testing.assert_allclose(probabilities, expected["slow"], atol=1e-5)
     assert np.abs(expected["fast"] - expected["slow"]).max() > 1e-3
 
 
-def test_an_option_that_this_xla_does_not_know_is_left_out(run, probabilities, tiny_data, monkeypatch):
-    options = {jax.default_backend(): {**compiler_options(jax.default_backend()), "xla_of_another_version": "1"}}
-    monkeypatch.setattr(jaxresnet.training.compilation, "COMPILER_OPTIONS", options)
-    again = predict(run[0], tiny_data.test.images[:64], batch_size=64)
-    assert again.tobytes() == probabilities[:64].tobytes()
+def test_either_kind_of_weights_can_be_loaded(run):
+    folder, result = run
+    for kind in ("fast", "slow"):
+        loaded = load_variables(folder, kind)
+        assert_same_bits(loaded.variables, result.weights.variables(kind))
+        assert loaded.weights == kind and loaded.row == result.history[0] and loaded.config == RUN
+    assert load_variables(folder / "checkpoints").weights == "slow", "the one that was scored"
+    with pytest.raises(ConfigError, match="weights='middle': must be one of"):
+        load_variables(folder, "middle")
+
+
+def test_without_lookahead_there_is_one_kind(tiny_data, tmp_path):
+    config = replace(RUN, num_epochs=1, optim=replace(RUN.optim, lookahead=False))
+    result = fit(config, tiny_data, tmp_path, devices=ONE)
+    assert_same_bits(load_variables(tmp_path).variables, result.weights.fast)
+    with pytest.raises(ConfigError, match="holds one set of weights"):
+        load_variables(tmp_path, "slow")
 
 
 def test_no_images_give_no_rows(run):

@@ -5,18 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxresnet import (
-    ModelConfig,
-    OptimConfig,
-    TrainState,
-    build_model,
-    create_train_state,
-    eval_variables,
-    make_optimizer,
-)
-from jaxresnet.nn.resnet import Model
-from jaxresnet.optim.optimizers import LookaheadState
-from jaxresnet.training.state import sync_batch_stats
+from jaxresnet.config import ModelConfig, OptimConfig
+from jaxresnet.nn.resnet import Model, build_model
+from jaxresnet.optim.lookahead import LookaheadState
+from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.training.state import TrainState, Weights, create_train_state, sync_batch_stats, weights_of
 
 
 def init(key: jax.Array) -> dict:
@@ -118,7 +111,8 @@ def test_what_is_evaluated():
     state = state._replace(slow_batch_stats={"mean": "slow statistics"})
     state = state._replace(opt_state=state.opt_state._replace(slow_params={"w": "slow"}))
     fast = {"params": {"w": "fast"}, "batch_stats": {"mean": "fast statistics"}}
-    assert eval_variables(state) == eval_variables(state, "fast") == fast
-    assert eval_variables(state, "slow") == {"params": {"w": "slow"}, "batch_stats": {"mean": "slow statistics"}}
-    without = TrainState(state.step, state.params, state.batch_stats, {}, (), state.key)
-    assert eval_variables(without, "slow") == eval_variables(without, "fast") == fast
+    slow = {"params": {"w": "slow"}, "batch_stats": {"mean": "slow statistics"}}
+    assert weights_of(state) == Weights(fast, slow)
+    assert (weights_of(state).variables("fast"), weights_of(state).variables("slow")) == (fast, slow)
+    without = weights_of(TrainState(state.step, state.params, state.batch_stats, {}, (), state.key))
+    assert without == Weights(fast, {}) and without.variables("slow") == fast
