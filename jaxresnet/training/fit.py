@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxresnet.config import TrainConfig, to_dict
-from jaxresnet.data.dataset import Dataset, Split, fingerprint
-from jaxresnet.data.splits import run_splits
+from jaxresnet.data.dataset import Dataset, Split, fingerprint, run_splits
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.files import lock
 from jaxresnet.hardware import backend, resolved
