@@ -171,7 +171,7 @@ class BatchUnpickler(pickle.Unpickler):
 def read_npz(path: Path) -> Dataset:
     """Read a NumPy .npz file; the labels are any integers, (N,) or (N, 1). The images are not checked."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             keys = next((keys for keys in NPZ_KEYS if set(keys) <= set(file.files)), None)
             arrays = [np.ascontiguousarray(file[key]) for key in keys or ()]
             found = file.files
