@@ -165,7 +165,7 @@ def _prepare(data: Dataset, root: Path) -> None:
 @contextlib.contextmanager
 def _quiet(what: str) -> Iterator[None]:
     """Say on stderr that this is done, and hold back what TFDS prints and logs meanwhile."""
-    print(f"{what}: once, about half a minute ...", file=sys.stderr, flush=True)
+    print(f"{what}: once, for up to a minute ...", file=sys.stderr, flush=True)
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
