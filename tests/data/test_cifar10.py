@@ -199,12 +199,12 @@ def test_damaged_cache_is_rebuilt(damage, source, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keep_time", [False, True])
 def test_changed_source_is_read_again(keep_time, source, data, tmp_path):
-    file = source / "test_batch.bin"
-    before = file.stat()
+    before = [(file, file.stat()) for file in source.iterdir()]
     data.test.images[5] = 99
     write_bin(source.parent, data)
     if keep_time:
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        for file, stat in before:
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     check(load_cifar10(source), data)
     assert cache_of(tmp_path)  # one, in place of the old
 
