@@ -10,7 +10,6 @@ guarantees, and pixels from float32 operations that IEEE 754 rounds exactly (+ -
 axes, whose last bits depend on the machine).
 """
 
-import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -35,21 +34,11 @@ def make_synthetic(num_train: int = 4096, num_test: int = 1024, seed: int = 0) -
     Returns a Dataset of uint8 images (N, 32, 32, 3) and int32 labels (N,), with synthetic=True.
     Raises ConfigError when an argument is not an integer or is out of its range.
     """
-    num_train = _check_int("num_train", num_train, at_least=len(SYNTHETIC_CLASSES))
-    num_test = _check_int("num_test", num_test, at_least=len(SYNTHETIC_CLASSES))
-    seed = _check_int("seed", seed, at_least=0)
+    for name, value, lowest in (("num_train", num_train, 10), ("num_test", num_test, 10), ("seed", seed, 0)):
+        if not isinstance(value, int | np.integer) or value < lowest:
+            raise ConfigError(f"{name}={value!r}: must be a whole number, {lowest} or more")
     train, test = _draw_split(num_train, seed, split=0), _draw_split(num_test, seed, split=1)
     return Dataset(train, test, name="synthetic", synthetic=True, class_names=SYNTHETIC_CLASSES)
-
-
-def _check_int(name: str, value: int, at_least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name}={value!r}: must be an integer of at least {at_least}") from None
-    if number < at_least:
-        raise ConfigError(f"{name}={value}: must be at least {at_least}")
-    return number
 
 
 def _draw_split(num_images: int, seed: int, split: int) -> Split:

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from jaxresnet.config import TrainConfig, to_dict
-from jaxresnet.data.dataset import Dataset, fingerprint
-from jaxresnet.data.splits import run_splits
+from jaxresnet.data.dataset import Dataset, fingerprint, run_splits
 from jaxresnet.distributed import agreed, check_same, from_main, on_main
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.files import lock

@@ -1,13 +1,15 @@
-"""Where CIFAR-10 is looked for, and every layout that is read."""
+"""Where CIFAR-10 is looked for, every layout that is read, and the cache."""
 
 import json
+import os
+import re
 
+import numpy as np
 import pytest
 from support.fake_cifar10 import (
-    BATCH,
     bin_members,
     check,
-    fake_splits,
+    fake_data,
     isolated_fakes,
     py_members,
     write_bin,
@@ -16,141 +18,102 @@ from support.fake_cifar10 import (
     write_tar,
 )
 
-from jaxresnet.data import cifar10, cifar10_archive
-from jaxresnet.data import readers as cifar10_files
-from jaxresnet.data import tfds as cifar10_tfds
+from jaxresnet.data import cifar10, tfds
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Split
 from jaxresnet.errors import DataError
 
 
 @pytest.fixture(autouse=True)
-def splits(monkeypatch, tmp_path):
-    with isolated_fakes(monkeypatch, tmp_path) as splits:
-        yield splits
+def data(monkeypatch, tmp_path):
+    with isolated_fakes(monkeypatch, tmp_path) as data:
+        yield data
 
 
-def official(monkeypatch, path):
-    """Pretend that the archive at `path` is the official one of its name."""
-    md5 = cifar10_archive.hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar10_archive.OFFICIAL_MD5, path.name, md5)
-    return path
-
-
-def prepared_tfds(monkeypatch, folder, splits):
-    """A directory that stands for one prepared by TFDS, found and read by stand-ins."""
-    prepared = folder / "cifar10" / "3.0.2"
-    prepared.mkdir(parents=True)
-    (prepared / "cifar10-train.array_record-00000-of-00001").write_bytes(b"records")
-    monkeypatch.setattr(
-        cifar10_tfds,
-        "find_prepared",
-        lambda where: next((p for p in (where, where / "cifar10" / "3.0.2") if p == prepared), None),
-    )
-    monkeypatch.setattr(cifar10_tfds, "needs_tensorflow", lambda path: False)
-    monkeypatch.setattr(cifar10_tfds, "read_prepared", lambda path: splits if path == prepared else pytest.fail())
-    return prepared
-
-
-def test_facts_about_the_real_data(monkeypatch):
-    monkeypatch.undo()
-    assert cifar10_files.num_images("train") == 50_000 and cifar10_files.num_images("test") == 10_000
-    assert cifar10_files.batch_size_limit("bin") == 30_730_000  # the size of the official data_batch_1.bin
-    assert cifar10_files.batch_size_limit("py") > 31_035_704  # the size of the official data_batch_1
-    assert len(set(cifar10_files.LABEL_CRC32)) == 6
+def count_reads(monkeypatch):
+    reads, read = [], cifar10._read
+    monkeypatch.setattr(cifar10, "_read", lambda source: reads.append(source) or read(source))
+    return reads
 
 
 LAYOUTS = {
-    "bin": lambda where, splits: write_bin(where, splits).parent,
-    "bin, the folder itself": lambda where, splits: write_bin(where, splits),
-    "py": lambda where, splits: write_py(where, splits).parent,
-    "py, the folder itself": lambda where, splits: write_py(where, splits),
-    "py, protocol 2 by Python 3": lambda where, splits: write_py(where, splits, protocol=2),
-    "py, protocol 4": lambda where, splits: write_py(where, splits, protocol=4),
-    "npz": lambda where, splits: write_npz(where / "any.npz", splits).parent,
-    "npz, the file itself": lambda where, splits: write_npz(where / "any.npz", splits),
-    "npz, Keras' names": lambda where, splits: write_npz(where / "any.npz", splits, keras_names=True),
-    "binary archive under another name": lambda where, splits: write_tar(where / "c.tgz", bin_members(splits)),
-    "python archive under another name": lambda where, splits: write_tar(where / "c.tar.gz", py_members(splits)),
+    "bin": lambda where, data: write_bin(where, data).parent,
+    "bin, the folder itself": write_bin,
+    "py": lambda where, data: write_py(where, data).parent,
+    "py, the folder itself": write_py,
+    "py, protocol 2 by Python 3": lambda where, data: write_py(where, data, protocol=2),
+    "py, protocol 4": lambda where, data: write_py(where, data, protocol=4),
+    "npz": lambda where, data: write_npz(where / "any.npz", data).parent,
+    "npz, the file itself": lambda where, data: write_npz(where / "any.npz", data),
+    "npz, Keras' names": lambda where, data: write_npz(where / "any.npz", data, keras=True),
+    "bin.tar.gz": lambda where, data: write_tar(where / "cifar-10-binary.tar.gz", bin_members(data)).parent,
+    "py.tar.gz": lambda where, data: write_tar(where / "cifar-10-python.tar.gz", py_members(data)).parent,
+    "bin.tar.gz of another name": lambda where, data: write_tar(where / "c.tgz", bin_members(data)),
+    "py.tar.gz of another name": lambda where, data: write_tar(where / "c.tar.gz", py_members(data)),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_reads_and_caches(layout, tmp_path, splits, monkeypatch):
-    where = LAYOUTS[layout](tmp_path / "data", splits)
-    check(load_cifar10(where), splits)
-    monkeypatch.setattr(cifar10, "read_source", lambda source: pytest.fail("read the source again"))
-    check(load_cifar10(str(where)), splits)
-
-
-@pytest.mark.parametrize(
-    ("name", "members"), [("cifar-10-binary.tar.gz", bin_members), ("cifar-10-python.tar.gz", py_members)]
-)
-def test_official_archive_in_a_folder(name, members, tmp_path, splits, monkeypatch):
-    official(monkeypatch, write_tar(tmp_path / "data" / name, members(splits)))
-    check(load_cifar10(tmp_path / "data"), splits)
-    assert [file.name for file in (tmp_path / "data").iterdir()] == [name]  # nothing was unpacked
-
-
-def test_prepared_tfds_directory(tmp_path, splits, monkeypatch):
-    prepared_tfds(monkeypatch, tmp_path / "data", splits)
-    check(load_cifar10(tmp_path / "data"), splits)
-
-
-def test_class_counts_and_names(tmp_path, splits):
-    dataset = load_cifar10(write_bin(tmp_path, splits))
+def test_layout_reads_and_caches(layout, tmp_path, data, monkeypatch):
+    where = LAYOUTS[layout](tmp_path / "data", data)
+    before = list(tmp_path.rglob("*"))
+    reads = count_reads(monkeypatch)
+    dataset = load_cifar10(where)
+    check(dataset, data)
     assert dataset.name == "cifar10" and not dataset.synthetic and dataset.class_names[9] == "truck"
-    assert dataset.train.num_examples == 5 * BATCH and dataset.test.num_examples == BATCH
+    check(load_cifar10(str(where)), data)
+    assert len(reads) == 1
+    assert [path for path in tmp_path.rglob("*") if path not in before and path.is_file()] == [cache_of(tmp_path)]
 
 
 # --- where it looks ---
 
 
-def test_argument_comes_before_the_variable_and_that_before_tfds(tmp_path, splits, monkeypatch):
-    prepared_tfds(monkeypatch, tmp_path / "tensorflow_datasets", splits)
-    check(load_cifar10(), splits)
+def prepared_tfds(monkeypatch, folder, data, file_format="array_record"):
+    """A directory that TFDS seems to have prepared, read by a stand-in."""
+    prepared = folder / "cifar10" / "3.0.2"
+    prepared.mkdir(parents=True)
+    (prepared / "dataset_info.json").write_text(json.dumps({"name": "cifar10", "fileFormat": file_format}))
+    monkeypatch.setitem(cifar10.READERS, "tfds", lambda path: data if path == prepared else pytest.fail())
+    return prepared
 
-    other = fake_splits(seed=0)
-    other["train"].images[0] = 7
+
+def test_argument_comes_before_the_variable_and_that_before_tfds(tmp_path, data, monkeypatch):
+    prepared_tfds(monkeypatch, tmp_path / "tensorflow_datasets", data)
+    check(load_cifar10(), data)
+
+    other = fake_data()
+    other.train.images[0] = 7
     write_bin(tmp_path / "variable", other)
     monkeypatch.setenv("JAXRESNET_DATA", str(tmp_path / "variable"))
-    assert (load_cifar10().train.images[0] == 7).all()
-
-    check(load_cifar10(write_bin(tmp_path / "argument", splits)), splits)
+    check(load_cifar10(), other)
+    check(load_cifar10(write_bin(tmp_path / "argument", data)), data)
 
     monkeypatch.setenv("JAXRESNET_DATA", "")  # set to nothing: as if it were not set
-    check(load_cifar10(), splits)
+    check(load_cifar10(), data)
 
 
-def test_downloads_when_nothing_is_there(tmp_path, splits, monkeypatch):
-    root = tmp_path / "tensorflow_datasets"
+@pytest.mark.parametrize("beside_tfrecord", [False, True])
+def test_downloads_when_nothing_is_there_that_it_can_read(beside_tfrecord, tmp_path, data, monkeypatch):
+    expected = root = tmp_path / "tensorflow_datasets"
+    if beside_tfrecord:  # another program's, that must stay as it is
+        prepared_tfds(monkeypatch, root, data, "tfrecord")
+        expected = tmp_path / "cache" / "jaxresnet" / "tensorflow_datasets"
+    roots = []
 
-    def download(where):
-        assert where == root
-        return prepared_tfds(monkeypatch, root, splits)
+    def download(root):
+        roots.append(root)
+        return prepared_tfds(monkeypatch, root, data)
 
-    monkeypatch.setattr(cifar10_tfds, "download_and_prepare", download)
-    check(load_cifar10(), splits)
-
-
-def test_prepares_a_copy_of_its_own_beside_one_that_needs_tensorflow(tmp_path, splits, monkeypatch):
-    theirs = tmp_path / "tensorflow_datasets" / "cifar10" / "3.0.2"
-    theirs.mkdir(parents=True)
-    info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "tfrecord"}
-    (theirs / "dataset_info.json").write_text(json.dumps(info))
-    assert cifar10_tfds.needs_tensorflow(theirs)
-
-    def download(where):
-        assert where == tmp_path / "cache" / "jaxresnet" / "tensorflow_datasets"
-        return prepared_tfds(monkeypatch, where, splits)
-
-    monkeypatch.setattr(cifar10_tfds, "download_and_prepare", download)
-    check(load_cifar10(), splits)
+    monkeypatch.setattr(tfds, "download_and_prepare", download)
+    check(load_cifar10(), data)
+    check(load_cifar10(), data)
+    assert roots == [expected]
 
 
 @pytest.mark.parametrize("given_by", ["data_dir", "$JAXRESNET_DATA"])
-def test_folder_without_cifar10_is_an_error_not_a_download(given_by, tmp_path, monkeypatch, splits):
-    prepared_tfds(monkeypatch, tmp_path / "tensorflow_datasets", splits)  # it must not be fallen back to
+def test_folder_without_cifar10_is_an_error_not_a_download(given_by, tmp_path, monkeypatch, data):
+    prepared_tfds(monkeypatch, tmp_path / "tensorflow_datasets", data)  # it must not be fallen back to
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "notes.txt").write_text("hello")
@@ -158,31 +121,131 @@ def test_folder_without_cifar10_is_an_error_not_a_download(given_by, tmp_path, m
         monkeypatch.setenv("JAXRESNET_DATA", str(folder))
     with pytest.raises(DataError) as error:
         load_cifar10(folder if given_by == "data_dir" else None)
-    for part in (str(folder), given_by, "cifar-10-batches-bin/", "cifar-10-python.tar.gz", "*.npz", "notes.txt"):
+    for part in (str(folder), given_by, "cifar-10-batches-bin/", "cifar-10-python.tar.gz", ".npz", "notes.txt"):
         assert part in str(error.value)
 
 
-def test_path_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere \(data_dir\): there is no such file"):
-        load_cifar10(tmp_path / "nowhere")
-
-
-def test_file_of_an_unknown_kind(tmp_path):
+def test_paths_that_hold_nothing_or_too_much(tmp_path, data, monkeypatch):
     (tmp_path / "cifar.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"cifar.zip.*holds no CIFAR-10"):
-        load_cifar10(tmp_path / "cifar.zip")
-
-
-def test_several_npz_files_are_ambiguous(tmp_path, splits):
-    write_npz(tmp_path / "data" / "a.npz", splits)
-    write_npz(tmp_path / "data" / "b.npz", splits)
+    for name, message in {"nowhere": "there is no such path", "cifar.zip": "holds no CIFAR-10"}.items():
+        with pytest.raises(DataError, match=rf"{name} \(data_dir\): .*{message}"):
+            load_cifar10(tmp_path / name)
+    prepared_tfds(monkeypatch, tmp_path / "tfrecord", data, "tfrecord")
+    with pytest.raises(DataError, match="as array_record"):
+        load_cifar10(tmp_path / "tfrecord")
+    one = [write_npz(tmp_path / "data" / name, data) for name in ("a.npz", "b.npz")][1]
     with pytest.raises(DataError, match=r"several .npz files \(a.npz, b.npz\)"):
         load_cifar10(tmp_path / "data")
-    check(load_cifar10(tmp_path / "data" / "b.npz"), splits)
+    check(load_cifar10(one), data)
 
 
-def test_tfds_in_another_order_is_an_error(tmp_path, splits, monkeypatch):
-    other = splits | {"train": Split(splits["train"].images[::-1], splits["train"].labels[::-1])}
+def test_tfds_in_another_order_is_an_error(tmp_path, data, monkeypatch):
+    other = data._replace(train=Split(data.train.images[::-1], data.train.labels[::-1]))
     prepared_tfds(monkeypatch, tmp_path / "data", other)
     with pytest.raises(DataError, match=r"3\.0\.2: its labels are not CIFAR-10's in the official order"):
         load_cifar10(tmp_path / "data")
+
+
+# --- the cache ---
+
+
+def cache_of(tmp_path):
+    (file,) = (tmp_path / "cache" / "jaxresnet").glob("*")
+    return file
+
+
+@pytest.fixture
+def source(tmp_path, data):
+    """A folder that has been read once."""
+    folder = write_bin(tmp_path / "data", data)
+    load_cifar10(folder)
+    return folder
+
+
+def test_cache_is_mapped_not_read(source):
+    images = load_cifar10(source).train.images
+    while not isinstance(images, np.memmap):
+        images = images.base
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+
+
+def flip(position):
+    return lambda raw: raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :]
+
+
+DAMAGES = {
+    "a flipped bit in a pixel": flip(1000),
+    "a flipped bit in a label": flip(-25),
+    "a flipped bit in the version": flip(-10),
+    "a flipped bit in the checksum": flip(-2),
+    "truncated": lambda raw: raw[:-1],
+    "two bytes": lambda raw: raw[:2],
+    "emptied": lambda raw: b"",
+    "padded": lambda raw: raw + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_cache_is_rebuilt(damage, source, data, tmp_path, monkeypatch):
+    file = cache_of(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGES[damage](whole))
+    reads = count_reads(monkeypatch)
+    check(load_cifar10(source), data)
+    assert len(reads) == 1
+    assert cache_of(tmp_path).read_bytes() == whole
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_changed_source_is_read_again(keep_time, source, data, tmp_path):
+    before = [(file, file.stat()) for file in source.iterdir()]
+    data.test.images[5] = 99
+    write_bin(source.parent, data)
+    if keep_time:
+        for file, stat in before:
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    check(load_cifar10(source), data)
+    assert cache_of(tmp_path)  # one, in place of the old
+
+
+def test_source_damaged_after_caching_is_an_error(source):
+    (source / "test_batch.bin").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"test_batch\.bin"):
+        load_cifar10(source)
+    (source / "test_batch.bin").unlink()
+    with pytest.raises(DataError, match=r"missing test_batch\.bin"):
+        load_cifar10(source)
+
+
+def test_source_that_changes_while_it_is_read(tmp_path, data, monkeypatch):
+    source, read = write_bin(tmp_path / "data", data), cifar10._read
+
+    def slow_read(found):
+        result = read(found)
+        (source / "test_batch.bin").write_bytes(b"being written")
+        return result
+
+    monkeypatch.setattr(cifar10, "_read", slow_read)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_cifar10(source)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_two_sources_have_two_caches_where_the_argument_says(tmp_path, data):
+    other = fake_data()
+    other.train.images[0] = 7
+    one, two = write_bin(tmp_path / "one", data), write_bin(tmp_path / "two", other)
+    for _ in range(2):
+        check(load_cifar10(one, cache_dir=tmp_path / "elsewhere"), data)
+        check(load_cifar10(two, cache_dir=str(tmp_path / "elsewhere")), other)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+    assert not (tmp_path / "cache").exists()
+
+
+def test_unwritable_cache_warns_and_loads(tmp_path, data):
+    source = write_bin(tmp_path / "data", data)
+    (tmp_path / "file").write_text("in the way")  # holds for root too, whom permissions do not stop
+    with pytest.warns(UserWarning, match=rf"cache_dir.*{re.escape(str(source))} is read again each time") as caught:
+        check(load_cifar10(source, cache_dir=tmp_path / "file"), data)
+    assert len(caught) == 1 and caught[0].filename == __file__

@@ -1,10 +1,15 @@
-"""The validation split: nothing lost, nothing twice, chosen by the seed alone."""
+"""The images of a run: checked without a copy, nothing lost, nothing twice, chosen by the seed alone."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from jaxresnet.data.dataset import CLASS_NAMES, Dataset, Split, split_validation
-from jaxresnet.errors import ConfigError
+from jaxresnet.config import TrainConfig
+from jaxresnet.data.dataset import CLASS_NAMES, Dataset, Split, check_data, fingerprint, run_splits, split_validation
+from jaxresnet.errors import ConfigError, DataError
+
+CONFIG = TrainConfig(val_size=60, batch_size=10, seed=3)
 
 
 def numbered(num_examples: int) -> Split:
@@ -20,19 +25,19 @@ def index_of(split: Split) -> np.ndarray:
     return low + 256 * high
 
 
+DATA = Dataset(numbered(500), numbered(100))
+
+
 def test_defaults_name_cifar10():
-    data = Dataset(numbered(3), numbered(2))
-    assert (data.name, data.synthetic, data.class_names) == ("cifar10", False, CLASS_NAMES)
+    assert (DATA.name, DATA.synthetic, DATA.class_names) == ("cifar10", False, CLASS_NAMES)
     assert len(CLASS_NAMES) == 10 and CLASS_NAMES[0] == "airplane" and CLASS_NAMES[9] == "truck"
-    assert (data.train.num_examples, data.test.num_examples) == (3, 2)
 
 
 def test_every_image_is_in_exactly_one_part_and_in_order():
-    train = numbered(500)
-    rest, validation = split_validation(train, 60, seed=3)
-    assert (rest.num_examples, validation.num_examples) == (440, 60)
-    assert sorted([*index_of(rest), *index_of(validation)]) == list(range(500))
-    for part in (rest, validation):
+    train, validation = run_splits(CONFIG, DATA)
+    assert (train.num_examples, validation.num_examples) == (440, 60)
+    assert sorted([*index_of(train), *index_of(validation)]) == list(range(500))
+    for part in (train, validation):
         assert (np.diff(index_of(part)) > 0).all()
         assert (part.labels == index_of(part) % 10).all()
         assert part.images.dtype == np.uint8 and part.images.shape[1:] == (32, 32, 3)
@@ -40,19 +45,75 @@ def test_every_image_is_in_exactly_one_part_and_in_order():
 
 
 def test_chosen_by_the_seed_alone():
-    train = numbered(500)
-    again = [index_of(split_validation(train, 60, seed)[1]).tolist() for seed in (3, 3, 4)]
-    assert again[0] == again[1] != again[2]
-    assert max(again[0]) > 400 and min(again[0]) < 100  # from all over, not the first or the last 60
+    chosen = [index_of(split_validation(DATA.train, 60, seed)[1]).tolist() for seed in (3, 3, 4)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[0][:5] == [12, 16, 20, 28, 42] and chosen[0][-1] == 497  # as stored results have it
 
 
-def test_no_validation():
-    rest, validation = split_validation(numbered(20), 0, seed=0)
-    assert index_of(rest).tolist() == list(range(20))
+def test_no_validation_and_the_first_of_the_training_images():
+    train, validation = run_splits(replace(CONFIG, val_size=0, train_size=20, selection="last"), DATA)
+    assert index_of(train).tolist() == list(range(20))
     assert validation.num_examples == 0 and validation.images.shape == (0, 32, 32, 3)
 
 
-@pytest.mark.parametrize("val_size", [-1, 20, 21])
-def test_something_must_be_left_to_train_on(val_size):
-    with pytest.raises(ConfigError, match=f"val_size={val_size}: must be at least 0 and below the 20 training images"):
-        split_validation(numbered(20), val_size, seed=0)
+@pytest.mark.parametrize(
+    ("change", "left"), [({}, 440), ({"train_size": 500}, 440), ({"train_size": 300}, 240), ({"val_size": 499}, 1)]
+)
+def test_check_data_counts_what_is_left_to_train_on(change, left):
+    config = replace(CONFIG, **{"batch_size": 1, **change})
+    assert check_data(config, DATA) == left == run_splits(config, DATA)[0].num_examples
+
+
+def test_check_data_copies_no_image():
+    class Uncopied(np.ndarray):
+        def __getitem__(self, index):
+            raise AssertionError("an image was read")
+
+    data = Dataset(*(Split(split.images.view(Uncopied), split.labels) for split in DATA[:2]))
+    assert check_data(CONFIG, data) == 440
+    with pytest.raises(AssertionError, match="was read"):
+        run_splits(CONFIG, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_size": 501}, "train_size=501: the data set has 500 training images"),
+        ({"val_size": 500}, "val_size=500: must be at least 0 and below the 500 training images"),
+        ({"model": replace(CONFIG.model, num_classes=9)}, "num_classes=9: the data set's train labels go from 0 to 9"),
+    ],
+)
+@pytest.mark.parametrize("check", [check_data, run_splits])
+def test_a_config_that_does_not_fit_is_refused(check, change, message):
+    with pytest.raises(ConfigError, match=message):
+        check(replace(CONFIG, **change), DATA)
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda images, labels: (images.astype(np.float32), labels),  # scaled already
+        lambda images, labels: (images.transpose(0, 3, 1, 2), labels),  # channels first
+        lambda images, labels: (images, labels[:-1]),
+        lambda images, labels: (images, labels.astype(np.float32)),
+        lambda images, labels: (images, np.eye(10, dtype=np.int32)[labels]),  # one-hot
+        lambda images, labels: (images[:0], labels[:0]),
+    ],
+)
+def test_data_of_another_form_is_refused(which, damage):
+    data = DATA._replace(**{which: Split(*damage(*getattr(DATA, which)))})
+    with pytest.raises(DataError, match=f"{which} split: expected images uint8"):
+        check_data(CONFIG, data)
+
+
+def test_the_fingerprint_sees_every_array_and_the_name():
+    prints = [fingerprint(DATA), fingerprint(DATA._replace(name="other"))]
+    for which in ("train", "test"):
+        for field in ("images", "labels"):
+            array = getattr(getattr(DATA, which), field).copy()
+            array.flat[0] ^= 1
+            prints.append(fingerprint(DATA._replace(**{which: getattr(DATA, which)._replace(**{field: array})})))
+    assert len({tuple(p.items()) for p in prints}) == 6
+    expected = {"name": "cifar10", "synthetic": False, "num_train": 500, "num_test": 100, "crc32": 1979381408}
+    assert prints[0] == expected  # stored results hold it

@@ -1,8 +1,9 @@
+"""The drawn images: the same bytes everywhere, balanced, and told apart by form alone."""
+
 import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,13 +53,6 @@ def test_labels_are_balanced_and_shuffled(data):
     assert places.min() > 5 and places.max() < 60
 
 
-def test_images_use_the_range_without_sticking_to_its_ends(data):
-    images = data.train.images
-    assert images.min() == 0 and images.max() == 255
-    assert np.mean((images == 0) | (images == 255)) < 0.05
-    assert images.reshape(len(images), -1).std(axis=1).min() > 3  # none is blank
-
-
 def test_same_seed_same_bytes_other_seed_other_bytes():
     drawn = fingerprint(make_synthetic(130, 20, seed=7))
     assert drawn == fingerprint(make_synthetic(130, 20, seed=np.int64(7)))
@@ -67,18 +61,10 @@ def test_same_seed_same_bytes_other_seed_other_bytes():
 
 
 def test_same_bytes_on_a_processor_without_vector_extensions():
-    code = (
-        "import sys; sys.path.insert(0, 'tests');"
-        "from test_synthetic import *; print(fingerprint(make_synthetic(130, 20, seed=7)))"
-    )
+    code = "from test_synthetic import *; print(fingerprint(make_synthetic(130, 20, seed=7)))"
     features = " ".join(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features},
-        capture_output=True,
-        text=True,
-    )
+    environment = {"NPY_DISABLE_CPU_FEATURES": features, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert run.stdout.strip() == FINGERPRINT, run.stderr
 
 
@@ -95,25 +81,12 @@ def test_no_image_comes_twice(data):
     assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_train_and_test_are_drawn_alike(data):
-    for channel in range(3):
-        train, test = data.train.images[..., channel], data.test.images[..., channel]
-        assert abs(train.mean() - test.mean()) < 5 and abs(train.std() - test.std()) < 5
-
-
 def test_colour_does_not_tell_the_class(data):
     # 0.1 is chance; its standard deviation on 1,000 test images is 0.01.
     assert linear_accuracy(lambda images: images.mean(axis=(1, 2)), data) < 0.14
     class_means = [data.train.images[data.train.labels == label].mean(axis=(0, 1, 2)) for label in range(10)]
     distances = np.square(data.test.images.mean(axis=(1, 2))[:, None] - np.array(class_means)).sum(axis=-1)
     assert np.mean(distances.argmin(axis=1) == data.test.labels) < 0.14
-
-
-def test_a_linear_classifier_on_pixels_finds_little(data):
-    def coarse(images):  # means over 4 x 4 pixels: 192 features, few enough not to be fitted to the noise
-        return images.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1)
-
-    assert linear_accuracy(coarse, data) < 0.18
 
 
 def test_form_tells_the_class(data):
