@@ -230,8 +230,11 @@ def _compiled(
     in_axes = (None,) * len(arguments) + (0,)
     mapped = jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate)
     sharding, ranks = _replicated(devices), _ranks(devices)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
-    program = compile_lowered(mapped.lower(*shapes, ranks), devices[0].platform)
+    if sharding.is_fully_addressable:
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+    else:  # `pmap` over several processes is lowered with arrays only
+        like = replicate(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), arguments), devices)
+    program = compile_lowered(mapped.lower(*like, ranks), devices[0].platform)
 
     def call(*args: Any) -> Any:
         return program(*(replicate(arg, devices) if isinstance(arg, np.generic) else arg for arg in args), ranks)
