@@ -11,8 +11,8 @@ is imported where it is used.
 from jaxresnet.cli.experiment import Experiment
 from jaxresnet.cli.main import run_experiment
 from jaxresnet.comparison.compare import Comparison, Hooks, RunsFailed, compare
-from jaxresnet.comparison.evaluate_runs import evaluate_runs
-from jaxresnet.comparison.model_costs import measure_models, problem_here, published_models, widest_under_budget
+from jaxresnet.comparison.evaluation import evaluate_runs
+from jaxresnet.comparison.model_costs import measure_models
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from jaxresnet.data.augment import EpochPlan, augment_batch, epoch_plan
 from jaxresnet.data.cifar10 import load_cifar10
@@ -24,7 +24,15 @@ from jaxresnet.interop.weight_files import convert
 from jaxresnet.nn.resnet import Model, ResNet, build_model, count_params
 from jaxresnet.nn.summary import count_macs, summary
 from jaxresnet.optim.optimizers import lookahead, make_momentum_schedule, make_optimizer, make_schedule
-from jaxresnet.recipes import SOURCE, Published, intended, published
+from jaxresnet.recipes import (
+    SOURCE,
+    Published,
+    intended,
+    narrowed_resnet18,
+    problem_here,
+    published,
+    published_networks,
+)
 from jaxresnet.reporting.report import Report, TreeReport, render, render_tree
 from jaxresnet.training.compilation import use_compilation_cache
 from jaxresnet.training.fit import Interrupted, Result, fit
@@ -84,10 +92,11 @@ __all__ = [
     "make_schedule",
     "make_synthetic",
     "measure_models",
+    "narrowed_resnet18",
     "predict",
     "problem_here",
     "published",
-    "published_models",
+    "published_networks",
     "render",
     "render_tree",
     "run_experiment",
@@ -95,5 +104,4 @@ __all__ = [
     "to_dict",
     "to_torch",
     "use_compilation_cache",
-    "widest_under_budget",
 ]
