@@ -18,7 +18,7 @@ from jaxresnet.results.schemas import comparison_path, read_comparison
 from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
 
 Spread = Literal["data", "runs"]
-_ELSEWHERE = "choose another name or output folder (--out)"
+_ELSEWHERE = "choose another name (--name) or output folder (--out)"
 
 
 class PlannedRun(NamedTuple):
