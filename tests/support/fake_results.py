@@ -188,3 +188,21 @@ def fake_evaluation(folder, **other):
     }
     write_json(evaluation_path(folder), evaluation)
     return Path(folder)
+
+
+def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
+    """Stands in for `fit` in `comparison.executors`: the curves and the scores of a run, and a checkpoint of it."""
+    from jaxresnet.training.fit import Result
+
+    rows = []
+    for epoch in range(num_epochs):
+        accuracy = 50.0 + epoch + config.seed + config.optim.learning_rate
+        scored = {
+            f"{split}_{name}": accuracy / 50 for split in ("train", "val", "test") for name in ("loss", "accuracy")
+        }
+        rows.append({"epoch": epoch, "learning_rate": 0.01, **scored})
+        (workdir / "1").mkdir(parents=True, exist_ok=True)
+        (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
+        on_epoch(list(rows))
+    last = {"best_epoch": num_epochs - 1, "last_epoch": num_epochs - 1, "test_accuracy": accuracy}
+    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None)
