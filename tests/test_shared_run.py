@@ -7,7 +7,6 @@ import pytest
 from support.tiny import RUN, assert_same_bits, collect_garbage
 
 import jaxresnet.training.shared_run as module
-from jaxresnet.comparison.compare import compare
 from jaxresnet.errors import ConfigError
 from jaxresnet.training.checkpoint import Checkpoints, DamagedError
 from jaxresnet.training.engine import make_engine
@@ -108,10 +107,3 @@ def test_a_run_is_for_all_processes(tiny_data, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="all 2 processes must share a run, these are of 1"):
         check_processes(RUN, tiny_data, DEVICES)
-
-
-def test_a_run_for_each_device_is_for_one_process(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxresnet.comparison.teams.several", lambda: True)
-    with pytest.raises(ConfigError, match=r"needs one process that has all devices.*own seeds"):
-        compare({"A": RUN}, (0,), tiny_data, tmp_path / "out", spread="runs")
-    assert not (tmp_path / "out").exists()

@@ -36,14 +36,6 @@ def test_confusion_matrix_has_a_row_a_true_class():
 
 
 @pytest.mark.parametrize(
-    ("labels", "predictions"), [([0, 1], [0]), ([[0]], [[0]]), ([0, 3], [0, 0]), ([0, 0], [-1, 0])]
-)
-def test_confusion_matrix_refuses_what_does_not_fit(labels, predictions):
-    with pytest.raises(ValueError, match="expected"):
-        confusion_matrix(np.array(labels), np.array(predictions), 3)
-
-
-@pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
@@ -56,12 +48,6 @@ def test_wilson_interval_agrees_with_the_published_examples(successes, n, low, h
 def test_wilson_interval_agrees_with_scipy(successes, n):
     expected = binomtest(successes, n).proportion_ci(0.95, "wilson")
     assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(-1, 5), (6, 5), (0, 0)])
-def test_wilson_interval_refuses_the_impossible(successes, n):
-    with pytest.raises(ValueError, match="expected 0 to n successes"):
-        wilson_interval(successes, n)
 
 
 def test_scores_of_the_classes():
