@@ -10,8 +10,7 @@ from functools import partial
 
 import jaxresnet as jr
 
-FULL = jr.ModelConfig(stage_sizes=(2, 2, 2, 2))
-MODELS = {**jr.published_models, "narrowed ResNet-18": jr.widest_under_budget(FULL)}
+MODELS = {**jr.published_networks, "narrowed ResNet-18": jr.narrowed_resnet18}
 CHOSEN = jr.published["adam_512"].config
 ARMS = {name: replace(CHOSEN, model=model) for name, model in MODELS.items() if not jr.problem_here(model)}
 EXPERIMENT = jr.Experiment(

@@ -38,10 +38,9 @@ def main() -> None:
         """Redraw tables, figures and report.html of a comparison, of a measurement, or of a folder of them, without
         training."""
         from jaxresnet.reporting.report import render, render_measurement, render_tree
-        from jaxresnet.results.measurement import measurement_path
-        from jaxresnet.results.store import config_path
+        from jaxresnet.results.schemas import comparison_path, measurement_path
 
-        if config_path(folder).is_file():
+        if comparison_path(folder).is_file():
             report = render(folder)
             print(f"{report.table}\n\n{report.verdict}\n\nfigure  {report.figure}\npage    {report.html}")
             return

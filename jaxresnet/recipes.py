@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
+from jaxresnet.errors import ConfigError
 
 SOURCE = "ResNet-18 on CIFAR-10 with less than 5 million parameters, PyTorch notebooks, November 2022, one seed"
 
@@ -117,3 +118,58 @@ def _essence(config: TrainConfig) -> TrainConfig:
         eval_weights=config.eval_weights if config.optim.lookahead else "fast",  # without it there is one kind
         model=replace(config.model, precision="float32"),
     )
+
+
+# ------------------------------------------------------------------------------------------------------- networks
+
+# The eight configurations of which the published project counted parameters. As written there, five of them fail in the
+# forward pass: see `problem_as_published`.
+published_networks: dict[str, ModelConfig] = {
+    "configuration 1": ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3),
+    "configuration 2": ModelConfig(shortcut_kernel=3),
+    "configuration 3": ModelConfig(shortcut_kernel=2),
+    "configuration 4": ModelConfig(stage_sizes=(2, 2, 2, 2)),
+    "configuration 5": ModelConfig(),  # the chosen one
+    "configuration 6": ModelConfig(pool_size=2),
+    "configuration 7": ModelConfig(pool_size=8),
+    "configuration 8": ModelConfig(pool_size=16),
+}
+# The full ResNet-18 at the largest width that keeps it under five million parameters.
+narrowed_resnet18 = ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)
+
+
+def problem_as_published(model: ModelConfig, image_size: int = 32) -> str | None:
+    """Why the published code would fail in the forward pass of this network, or None where it runs.
+
+    There the projection shortcut had no padding, and the linear layer took one number a channel of the pooled map.
+    """
+    side = image_size
+    for stage in range(2, len(model.stage_sizes) + 1):
+        path = (side + 2 * 1 - 3) // 2 + 1  # two convolutions of 3x3, the first with stride 2, both padded by 1
+        shortcut = (side - model.shortcut_kernel) // 2 + 1  # stride 2, no padding
+        if shortcut != path:
+            k = model.shortcut_kernel
+            return (
+                f"the {k}x{k} shortcut of stage {stage}, which is not padded, makes {shortcut}x{shortcut} of a "
+                f"{side}x{side} map; it cannot be added to the {path}x{path} of the two convolutions"
+            )
+        side = path
+    pool, channels = model.pool_size, model.width * 2 ** (len(model.stage_sizes) - 1)
+    pooled = side // pool
+    if pooled == 0:
+        return f"a pool of {pool}x{pool} leaves nothing of the last {side}x{side} map"
+    if pooled > 1:
+        return (
+            f"a pool of {pool}x{pool} leaves {pooled}x{pooled} of the last {side}x{side} map: "
+            f"{channels * pooled**2:,} numbers, where the linear layer takes {channels:,}"
+        )
+    return None
+
+
+def problem_here(model: ModelConfig) -> str | None:
+    """Why this library refuses to run the network, or None where it runs."""
+    try:
+        model.check_pool()
+    except ConfigError as e:
+        return str(e)
+    return None

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from jaxresnet.cli.experiment import DEMO_TEST, Experiment
-from jaxresnet.comparison.evaluate_runs import ROUNDING
-from jaxresnet.comparison.model_costs import count_parameters
+from jaxresnet.comparison.evaluation import ROUNDING
 from jaxresnet.data.synthetic import make_synthetic
+from jaxresnet.nn.resnet import count_params
 from jaxresnet.nn.summary import PARAMETER_BUDGET
 from jaxresnet.reporting.figure_models import make_models
 from jaxresnet.reporting.figures import make_figure
 from jaxresnet.results.findings import findings
-from jaxresnet.results.measurement import read_measurement
-from jaxresnet.results.store import read_results, scores_path
+from jaxresnet.results.schemas import read_measurement
+from jaxresnet.results.store import read_results
 
 ROOT = os.environ.get("JAXRESNET_DEMOS")
 pytestmark = pytest.mark.skipif(not ROOT, reason="set JAXRESNET_DEMOS to the folder of the demos' results")
@@ -116,7 +116,7 @@ def test_the_measured_models():
     del cells["---"]
     assert list(cells) == list(measured["models"])
     for name, model in models.items():  # of the networks at full width
-        assert f"{count_parameters(model):,}" in cells[name], name
+        assert f"{count_params(model):,}" in cells[name], name
         assert (cells[name][-3] != "") == (name in timed), name
 
     figure = make_models(measured, PARAMETER_BUDGET)
@@ -139,7 +139,7 @@ def test_the_evaluation_of_the_final_model():
         found = evaluation["runs"][str(seed)]
         matrix = np.array(found["confusion"])
         assert matrix.sum(1).tolist() == of_each_class.tolist(), seed
-        recorded = json.loads(scores_path(at, run.arm, seed).read_text())["test_accuracy"]
+        recorded = run.scores["test_accuracy"]
         accuracy = 100 * np.trace(matrix) / DEMO_TEST
         assert accuracy == pytest.approx(recorded, abs=100 * ROUNDING + 1e-6), seed
         assert found["test_accuracy"] == pytest.approx(accuracy) and found["recorded_test_accuracy"] == recorded, seed

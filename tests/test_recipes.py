@@ -1,14 +1,26 @@
-"""The published runs, as a table to compare with by eye, and what turns them into the runs that were meant."""
+"""The published runs, as a table to compare with by eye, what turns them into the runs that were meant, and the
+published networks."""
 
 import json
 from dataclasses import fields, replace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxresnet import ModelConfig, OptimConfig, TrainConfig, intended, published
-from jaxresnet.config import AugmentConfig, from_dict, to_dict, with_fields
+from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, to_dict, with_fields
 from jaxresnet.data.augment import MEAN, STD
-from jaxresnet.recipes import intended_run, published_run
+from jaxresnet.nn.resnet import count_params
+from jaxresnet.recipes import (
+    intended,
+    intended_run,
+    narrowed_resnet18,
+    problem_as_published,
+    problem_here,
+    published,
+    published_networks,
+    published_run,
+)
 
 # name: optimiser, batch, learning rate, Lookahead, schedule, its length in epochs, epochs run, best (epoch), last
 TABLE = {
@@ -126,3 +138,62 @@ def test_onecycle_without_its_momentum_is_another_run(name):
     for b1 in (0.9, 0.95):
         other = replace(config, optim=replace(config.optim, cycle_momentum=False, b1=b1))
         assert published_run(other) is None and intended_run(intended(other)) is None
+
+
+# ------------------------------------------------------------------------------------------------------- networks
+
+COUNTS = (12_550_218, 6_279_498, 5_419_338, 11_173_962, *[4_903_242] * 4)
+
+
+def test_parameters_are_the_published_counts():
+    assert tuple(map(count_params, published_networks.values())) == COUNTS
+
+
+def test_which_run_as_published_and_why_the_others_do_not():
+    problems = {name[-1]: problem_as_published(model) for name, model in published_networks.items()}
+    assert [number for number, problem in problems.items() if problem is None] == ["3", "4", "5"]
+    unpadded = "the 3x3 shortcut of stage 2, which is not padded, makes 15x15 of a 32x32 map"
+    assert problems["1"].startswith(unpadded) and problems["2"] == problems["1"]
+    assert problems["6"].endswith("2x2 of the last 4x4 map: 2,048 numbers, where the linear layer takes 512")
+    assert problems["7"] == "a pool of 8x8 leaves nothing of the last 4x4 map"
+    assert problems["8"] == "a pool of 16x16 leaves nothing of the last 4x4 map"
+
+
+def as_published(model, images):
+    """The published forward pass as far as shapes go: padded 3x3 paths, unpadded shortcuts, one linear layer."""
+    x = jnp.repeat(images, 2, axis=-1)  # width 2
+    for stage in range(1, len(model.stage_sizes)):
+        c, k = x.shape[-1], model.shortcut_kernel
+
+        def conv(size, padding, x=x, c=c):
+            kernel = jnp.zeros((size, size, c, 2 * c))
+            return jax.lax.conv_general_dilated(
+                x, kernel, (2, 2), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        x = jax.lax.add(conv(3, (1, 1)), conv(k, (0, 0)))
+        assert x.shape[-1] == 2 ** (stage + 1)
+    pool = (1, model.pool_size, model.pool_size, 1)
+    pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, pool, pool, "VALID")
+    return pooled.reshape(len(images), -1) @ jnp.zeros((x.shape[-1], 10))
+
+
+@pytest.mark.parametrize("model", [*published_networks.values(), ModelConfig(pool_size=4, stage_sizes=(3, 1, 2, 1))])
+def test_the_verdicts_are_those_of_the_shapes_themselves(model):
+    images = jnp.zeros((1, 32, 32, 1))
+    if problem_as_published(model) is None:
+        assert jax.eval_shape(lambda: as_published(model, images)).shape == (1, 10)
+    else:
+        with pytest.raises(TypeError):
+            jax.eval_shape(lambda: as_published(model, images))
+
+
+def test_here_the_padded_shortcut_runs_and_a_pool_must_fit():
+    refused = {name: problem_here(model) for name, model in published_networks.items() if problem_here(model)}
+    assert list(refused) == ["configuration 6", "configuration 7", "configuration 8"]
+    assert refused["configuration 7"].startswith("pool_size=8: must be 4")
+
+
+def test_the_narrowed_resnet18_is_the_widest_under_five_million():
+    assert narrowed_resnet18 == ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)
+    assert count_params(narrowed_resnet18) < 5_000_000 <= count_params(replace(narrowed_resnet18, width=43))

@@ -11,17 +11,8 @@ from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import DEMO_TEST, DEMO_VAL, PROTOCOLS, Arms, Experiment
 from jaxresnet.cli.options import Options, parse
 from jaxresnet.cli.progress import PlannedRun, Progress, duration
-from jaxresnet.comparison.compare import (
-    Hooks,
-    RunsFailed,
-    as_begun,
-    check_arms,
-    check_comparison,
-    check_folder,
-    compare,
-    pending,
-)
-from jaxresnet.comparison.teams import check_spread
+from jaxresnet.comparison.compare import Hooks, RunsFailed, compare
+from jaxresnet.comparison.plan import check_arms, check_spread
 from jaxresnet.config import ModelConfig, TrainConfig, field_value
 from jaxresnet.data.dataset import Dataset
 from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError
@@ -29,8 +20,8 @@ from jaxresnet.hardware import resolved
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.recipes import SOURCE, published_run
 from jaxresnet.reporting.report import render, render_tree
-from jaxresnet.results.measurement import measurement_path
-from jaxresnet.results.store import config_path
+from jaxresnet.results.schemas import comparison_path as config_path
+from jaxresnet.results.schemas import measurement_path
 from jaxresnet.training.compilation import use_compilation_cache
 from jaxresnet.training.processes import distributed, from_main, is_main, several, together
 

@@ -1,14 +1,10 @@
 """What networks cost: parameters, multiply-adds and the measured time of a training step, side by side.
 
-`published_models` are the eight configurations that the published project counted parameters of. As written there,
-five of them fail in the forward pass; `published_problem` says why, from the shapes.
-
-    measurement.json                             what was counted and measured, with the raw times
-    model_parameters.md, model_parameters.png    the table and the figure, drawn from it
+measurement.json                             what was counted and measured, with the raw times
+model_parameters.md, model_parameters.png    the table and the figure, drawn from it
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,84 +14,18 @@ import jax
 import numpy as np
 
 from jaxresnet.config import ModelConfig, to_dict
-from jaxresnet.errors import ConfigError
+from jaxresnet.data.dataset import Dataset, Split
 from jaxresnet.files import write_bytes, write_json, write_text
 from jaxresnet.hardware import environment
-from jaxresnet.nn.summary import PARAMETER_BUDGET, count_macs, layers
-from jaxresnet.optim.optimizers import hypers_of
-from jaxresnet.recipes import published
+from jaxresnet.nn.resnet import count_params
+from jaxresnet.nn.summary import PARAMETER_BUDGET, count_macs
+from jaxresnet.recipes import problem_as_published, problem_here, published
 from jaxresnet.reporting.figure_models import draw_models
 from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text, without_columns
-from jaxresnet.results.measurement import NAME, measurement_path, read_measurement
-from jaxresnet.training.engine import make_engine, replicate
-
-published_models: dict[str, ModelConfig] = {
-    "configuration 1": ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3),
-    "configuration 2": ModelConfig(shortcut_kernel=3),
-    "configuration 3": ModelConfig(shortcut_kernel=2),
-    "configuration 4": ModelConfig(stage_sizes=(2, 2, 2, 2)),
-    "configuration 5": ModelConfig(),  # the chosen one
-    "configuration 6": ModelConfig(pool_size=2),
-    "configuration 7": ModelConfig(pool_size=8),
-    "configuration 8": ModelConfig(pool_size=16),
-}
+from jaxresnet.results.schemas import MEASUREMENT, measurement_path, read_measurement
+from jaxresnet.training.fit import fit
 
 DEMO_WIDTH = 4  # the demo's networks have this fraction of the width: 1 / 4
-
-
-def published_problem(model: ModelConfig, image_size: int = 32) -> str | None:
-    """Why the published code would fail in the forward pass of this network, or None where it runs.
-
-    There the projection shortcut had no padding, and the linear layer took one number a channel of the pooled map.
-    """
-    side = image_size
-    for stage in range(2, len(model.stage_sizes) + 1):
-        path = (side + 2 * 1 - 3) // 2 + 1  # two convolutions of 3x3, the first with stride 2, both padded by 1
-        shortcut = (side - model.shortcut_kernel) // 2 + 1  # stride 2, no padding
-        if shortcut != path:
-            k = model.shortcut_kernel
-            return (
-                f"the {k}x{k} shortcut of stage {stage}, which is not padded, makes {shortcut}x{shortcut} of a "
-                f"{side}x{side} map; it cannot be added to the {path}x{path} of the two convolutions"
-            )
-        side = path
-    pool, channels = model.pool_size, model.width * 2 ** (len(model.stage_sizes) - 1)
-    pooled = side // pool
-    if pooled == 0:
-        return f"a pool of {pool}x{pool} leaves nothing of the last {side}x{side} map"
-    if pooled > 1:
-        return (
-            f"a pool of {pool}x{pool} leaves {pooled}x{pooled} of the last {side}x{side} map: "
-            f"{channels * pooled**2:,} numbers, where the linear layer takes {channels:,}"
-        )
-    return None
-
-
-def problem_here(model: ModelConfig) -> str | None:
-    """Why this library refuses to run the network, or None where it runs."""
-    try:
-        model.check_pool()
-    except ConfigError as e:
-        return str(e)
-    return None
-
-
-def count_parameters(model: ModelConfig) -> int:
-    """`count_params` from the list of layers, without tracing the network."""
-    return sum(layer.params for layer in layers(model))
-
-
-def widest_under_budget(model: ModelConfig, budget: int = PARAMETER_BUDGET) -> ModelConfig:
-    """`model` with the largest width that leaves it below `budget` parameters. Raises ConfigError if none does."""
-    width = 0
-    while count_parameters(replace(model, width=width + 1)) < budget:
-        width += 1
-    if width == 0:
-        raise ConfigError(f"budget={budget}: {model} has as many parameters or more at any width")
-    return replace(model, width=width)
-
-
-# ---------------------------------------------------------------------------------------------------- measurement
 
 
 def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: bool = False) -> str:
@@ -123,7 +53,7 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
         for name, turn in turns.items():
             times[name].append(turn() / steps)
     measurement = {
-        "name": NAME,
+        "name": MEASUREMENT,
         "demo": demo,
         "timing": {
             "what": "training step with augmentation, Adam and Lookahead, as in the published run adam_512",
@@ -136,36 +66,26 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
         "models": {name: _counts(model) | _medians(times.get(name)) for name, model in models.items()},
         "environment": environment([device]),
     }
-    folder = Path(folder)
-    text = _write(folder, measurement)
-    write_json(measurement_path(folder), measurement)  # last: what holds it is finished
-    return text
-
-
-def render_models(folder: str | Path) -> str:
-    """Write table and figure again from the measurement.json in `folder`, and return the table.
-
-    Raises ResultsError where that is damaged or foreign."""
-    return _write(Path(folder), read_measurement(folder))
+    write_json(measurement_path(folder), measurement)
+    return render_models(folder)
 
 
 def _turn(model: ModelConfig, batch_size: int, steps: int, device: jax.Device) -> Callable[[], float]:
-    """A function that trains for one epoch of `steps` steps and returns the seconds that it took."""
-    base = published["adam_512"].config
-    config = replace(base, model=replace(model, precision="float32"), batch_size=batch_size)
-    rng = np.random.default_rng(0)  # noise: what an image shows does not change how long a step takes
+    """A function that trains for one epoch of `steps` steps and returns the seconds that they took."""
     num_images = steps * batch_size
-    engine = make_engine(config, num_images, (device,))
-    images = replicate(rng.integers(0, 256, (num_images, 32, 32, 3), np.uint8), engine.devices)
-    labels = replicate(rng.integers(0, model.num_classes, num_images, np.int32), engine.devices)
-    state, hypers = engine.init(0), hypers_of(config.optim)
+    base = replace(published["adam_512"].config, selection="last", test_every_epoch=False, num_epochs=1)
+    config = replace(base, model=replace(model, precision="float32"), batch_size=batch_size, eval_batch_size=batch_size)
+    rng = np.random.default_rng(0)  # noise: what an image shows does not change how long a step takes
+
+    def noise(size: int) -> Split:
+        images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
+        return Split(images, rng.integers(0, model.num_classes, size, np.int32))
+
+    data = Dataset(noise(num_images), noise(batch_size), "noise", synthetic=True)
 
     def turn() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        state, totals = engine.train_epoch(state, engine.zero_totals(), hypers, images, labels, 0)
-        jax.block_until_ready((state, totals))
-        return time.perf_counter() - start
+        (row,) = fit(config, data, devices=(device,)).history
+        return num_images / row["images_per_second"]  # of training alone, without compiling
 
     return turn
 
@@ -173,9 +93,9 @@ def _turn(model: ModelConfig, batch_size: int, steps: int, device: jax.Device) -
 def _counts(model: ModelConfig) -> dict[str, Any]:
     return {
         "model": to_dict(model),
-        "params": count_parameters(model),
+        "params": count_params(model),
         "macs": count_macs(model),
-        "problem_as_published": published_problem(model),
+        "problem_as_published": problem_as_published(model),
         "problem_here": problem_here(model),
     }
 
@@ -185,10 +105,15 @@ def _medians(seconds: list[float] | None) -> dict[str, Any]:
     return {"median_step_seconds": statistics.median(seconds) if seconds else None, "step_seconds": seconds}
 
 
-# ------------------------------------------------------------------------------------------------ table and figure
+# ------------------------------------------------ DRAWING: MOVES TO reporting/ AT MERGE, render_models is its one entry
 
 
-def _write(folder: Path, measurement: dict[str, Any]) -> str:
+def render_models(folder: str | Path) -> str:
+    """Write table and figure from the measurement.json in `folder`, and return the table to print.
+
+    Raises ResultsError where that is damaged or foreign."""
+    folder = Path(folder)
+    measurement = read_measurement(folder)
     table, notes = _table(measurement), _notes(measurement)
     blocks = [
         "# Parameters, multiply-adds and step time of the published configurations",

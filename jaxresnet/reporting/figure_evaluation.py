@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxresnet.comparison.evaluation import Mistake
 from jaxresnet.reporting.figures import DPI, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from jaxresnet.comparison.evaluation import Mistake
 
 SHEET_COLUMNS = 8
 
@@ -54,7 +55,7 @@ def make_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     return figure
 
 
-def draw_mistakes(images: np.ndarray, mistakes: Sequence[Mistake], class_names: Sequence[str], title: str) -> bytes:
+def draw_mistakes(images: np.ndarray, mistakes: "Sequence[Mistake]", class_names: Sequence[str], title: str) -> bytes:
     """`make_mistakes` as PNG bytes. In full colour, unlike `to_png`: 256 are too few for two dozen photographs."""
     from matplotlib import style
 
@@ -65,7 +66,7 @@ def draw_mistakes(images: np.ndarray, mistakes: Sequence[Mistake], class_names: 
     return png.getvalue()
 
 
-def make_mistakes(images: np.ndarray, mistakes: Sequence[Mistake], class_names: Sequence[str], title: str) -> "Figure":
+def make_mistakes(images: np.ndarray, mistakes: "Sequence[Mistake]", class_names: Sequence[str], title: str) -> "Figure":
     """A sheet of images, each above its true class, the class that it was taken for, and the probability of
     that, in percent.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxresnet.comparison.evaluate_runs import render_evaluation
+from jaxresnet.comparison.evaluation import render_evaluation
 from jaxresnet.comparison.model_costs import render_models
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_bytes, write_json, write_text
@@ -11,11 +11,10 @@ from jaxresnet.reporting import page
 from jaxresnet.reporting.figure_reproduction import draw_reproduction
 from jaxresnet.reporting.figures import draw_figure
 from jaxresnet.reporting.tables import aligned, as_bullets, as_html, as_markdown, markdown_text, without_columns
-from jaxresnet.results.evaluation_file import evaluation_path
 from jaxresnet.results.findings import AS_PUBLISHED, EPOCH, PER_SEED, SYNTHETIC, Findings, findings
-from jaxresnet.results.measurement import measurement_path
 from jaxresnet.results.reproduction import READING, SPARE, WHAT_COLUMNS, Reproduction, reproduce
-from jaxresnet.results.store import Results, config_path, read_results
+from jaxresnet.results.schemas import comparison_path, evaluation_path, measurement_path
+from jaxresnet.results.store import Results, read_results
 from jaxresnet.results.tree import read_tree
 
 NOT_REPRODUCED = "No finished run here repeats a published run on the whole of CIFAR-10."
@@ -86,7 +85,7 @@ def render_tree(root: str | Path) -> TreeReport:
     one itself.
     """
     root = Path(root)
-    if config_path(root).is_file() or measurement_path(root).is_file():
+    if comparison_path(root).is_file() or measurement_path(root).is_file():
         raise ResultsError(f"{root}: is the folder of one comparison or measurement; give the folder around several")
     tree = read_tree(root)
     skipped = dict(tree.skipped)

@@ -242,9 +242,6 @@ def _notes(results: Results, summary: dict[str, Any]) -> list[str]:
         notes.append("Evaluated weights: " + ", ".join(f"{name} {kind}" for name, kind in weights.items()) + ".")
     if len(used := _environments(results)) > 1:
         notes.append("Runs come from different environments: " + "; ".join(used) + ".")
-    if results.strays:
-        strays = ", ".join(f"runs/{name}" for name in results.strays)
-        notes.append(f"Left out, of no arm and seed of this comparison: {strays}.")
     sources: dict[str, list[str]] = {}  # one note a source, not one an arm
     for name, arm in summary["arms"].items():
         if arm["published"]:

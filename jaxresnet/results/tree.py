@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxresnet.errors import ResultsError, UserError
-from jaxresnet.results.measurement import measurement_path, read_measurement
-from jaxresnet.results.store import Results, config_path, read_results
+from jaxresnet.errors import ResultsError
+from jaxresnet.results.schemas import comparison_path, measurement_path, read_measurement
+from jaxresnet.results.store import RUNS, Results, read_results
 
 GIVE = "give the folder of a comparison or measurement, or the folder around several"
 
@@ -23,36 +23,36 @@ class Tree(NamedTuple):
 def read_tree(root: str | Path) -> Tree:
     """Read every comparison and measurement in the folders of `root`, or `root` itself where it is the folder of one.
 
-    A folder that is damaged or foreign is skipped and named; files, and folders whose name starts with "." or "_", are
-    not looked at. Raises ResultsError where nothing at all can be shown, and for a `root` that is the
-    folder of a comparison or a measurement and damaged.
+    A folder that is damaged or foreign is skipped and named. Files, the store of runs, and folders whose name starts
+    with "." or "_" are not looked at. Raises ResultsError where nothing at all can be shown, and for a `root` that is
+    the folder of a comparison or a measurement and damaged.
     """
     root = Path(root)
     if not root.is_dir():
         raise ResultsError(f"{root}: no such folder; {GIVE}")
-    if config_path(root).is_file():
-        return Tree(root, {root.resolve().name: read_results(root)}, {}, {})
-    if measurement_path(root).is_file():
-        read_measurement(root)
-        return Tree(root, {}, {root.resolve().name: root}, {})
     tree = Tree(root, {}, {}, {})
+    if comparison_path(root).is_file() or measurement_path(root).is_file():
+        _read_into(tree, root.resolve().name, root)
+        return tree
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
-        name = folder.name
+        if folder.name == RUNS:
+            continue
         try:
-            if config_path(folder).is_file():
-                tree.comparisons[name] = read_results(folder)
-                continue  # a measurement in it is shown with the comparison
-        except (UserError, OSError) as error:
-            tree.skipped[name] = str(error)
-        try:
-            if measurement_path(folder).is_file():
-                read_measurement(folder)
-                tree.measurements[name] = folder
-            elif name not in tree.skipped:
-                tree.skipped[name] = "holds no config.json" if any(folder.iterdir()) else "is empty"
-        except (UserError, OSError) as error:
-            tree.skipped[name] = "; ".join([*filter(None, [tree.skipped.get(name)]), str(error)])
+            _read_into(tree, folder.name, folder)
+        except (ResultsError, OSError) as error:
+            tree.skipped[folder.name] = str(error)
     if not tree.comparisons and not tree.measurements:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in tree.skipped.items())
         raise ResultsError(f"{root}: holds no comparison{f' that can be read ({reasons})' if reasons else ''}; {GIVE}")
     return tree
+
+
+def _read_into(tree: Tree, name: str, folder: Path) -> None:
+    """A measurement beside a comparison is shown with that."""
+    if comparison_path(folder).is_file():
+        tree.comparisons[name] = read_results(folder)
+    elif measurement_path(folder).is_file():
+        read_measurement(folder)
+        tree.measurements[name] = folder
+    else:
+        raise ResultsError("holds no comparison.json" if any(folder.iterdir()) else "is empty")

@@ -1,8 +1,6 @@
 """A comparison with a run on each device: the same results, and all runs stop when one does."""
 
-import json
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,12 +11,11 @@ import pytest
 from support.tiny import STEADY, TIMES, contents, stop_after
 
 from jaxresnet.comparison.compare import Hooks, RunsFailed, compare
-from jaxresnet.errors import ConfigError, StorageError
-from jaxresnet.results.store import read_results
-from jaxresnet.training.fit import Interrupted
+from jaxresnet.errors import StorageError
+from jaxresnet.results.store import CHECKPOINTS, read_results
+from jaxresnet.training.fit import Interrupted, fit
 
 pytestmark = pytest.mark.devices(3)
-COMPARE = sys.modules[compare.__module__]  # the package's attribute of that name is the function
 ONE, THREE = jax.devices()[:1], jax.devices()[:3]
 # Batches that three devices can share; the arms differ in numbers alone, so each set of devices compiles once.
 SHARED = replace(STEADY, batch_size=48, val_size=60)  # 5 steps an epoch
@@ -32,36 +29,49 @@ def spread(data, out, devices=THREE, how="runs", arms=SPREAD_ARMS, seeds=SPREAD_
 
 @pytest.fixture(scope="module")
 def alone(tiny_data, tmp_path_factory):
-    """The folder of all runs on one device, one after another."""
-    return spread(tiny_data, tmp_path_factory.mktemp("alone") / "out", ONE).folder
+    """The root of results in which all runs were made on one device, one after another."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    spread(tiny_data, out, ONE)
+    return out
+
+
+def checkpoints(out):
+    """{(arm, seed): steps of which there is a checkpoint} of all runs that were begun."""
+    found = {}
+    for arm, runs in read_results(out / "tiny").runs.items():
+        for seed, run in runs.items():
+            if (run.folder / CHECKPOINTS).is_dir():
+                found[arm, seed] = {int(p.name) for p in (run.folder / CHECKPOINTS).iterdir() if p.name.isdigit()}
+    return found
 
 
 class Recorder:
     """Stands in for `fit`: notes which runs are on which devices, and calls the real one."""
 
     def __init__(self, monkeypatch, together=1):
-        self.lock, self.fit = threading.Lock(), COMPARE.fit
+        self.lock = threading.Lock()
         self.devices, self.busy, self.ended = {}, set(), {}
         self.barrier = threading.Barrier(together)
-        monkeypatch.setattr(COMPARE, "fit", self)
+        monkeypatch.setattr("jaxresnet.comparison.executors.fit", self)
 
     def __call__(self, config, data, workdir, *, devices, **kwargs):
         with self.lock:
             assert not self.busy & set(devices), "a device has two runs at once"
             self.busy |= set(devices)
-            self.devices[workdir.name] = devices
+            (arm,) = (arm for arm, arms in SPREAD_ARMS.items() if arms.optim == config.optim)
+            self.devices[arm, config.seed] = devices
             first = len(self.devices) <= self.barrier.parties
         if first:
             self.barrier.wait(60)  # as many as there are devices get here only if they run at the same time
         try:
-            result = self.fit(config, data, workdir, devices=devices, **kwargs)
+            result = fit(config, data, workdir, devices=devices, **kwargs)
             on = {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()}
             assert on == set(devices)
             return result
         finally:
             with self.lock:
                 self.busy -= set(devices)
-            self.ended.setdefault(workdir.name, threading.Event()).set()
+            self.ended.setdefault((arm, config.seed), threading.Event()).set()
 
 
 def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_data, tmp_path, monkeypatch):
@@ -71,8 +81,7 @@ def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_dat
     assert contents(out, timed=False) == contents(alone, timed=False)
     assert len(recorder.devices) == 4 and all(len(devices) == 1 for devices in recorder.devices.values())
     assert {device for (device,) in recorder.devices.values()} == set(THREE)
-    run = json.loads((out / "runs" / "lr-1e-3-seed1.json").read_text())
-    assert run["environment"]["num_devices"] == 1
+    assert read_results(out / "tiny").runs["lr 1e-3"][1].scores["environment"]["num_devices"] == 1
 
 
 def test_sharing_batches_gives_the_same_to_rounding(alone, tiny_data, tmp_path, monkeypatch):
@@ -80,7 +89,7 @@ def test_sharing_batches_gives_the_same_to_rounding(alone, tiny_data, tmp_path, 
     out = tmp_path / "out"
     spread(tiny_data, out, how="data")
     assert set(recorder.devices.values()) == {tuple(THREE)}
-    one, several = read_results(alone), read_results(out)
+    one, several = read_results(alone / "tiny"), read_results(out / "tiny")
     compared = 0
     for arm in SPREAD_ARMS:
         for seed in SPREAD_SEEDS:
@@ -102,9 +111,8 @@ def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_
     out = tmp_path / "out"
     with pytest.raises(Interrupted, match=str(out)):
         spread(tiny_data, out, should_stop=stop_after(20))
-    results = read_results(out)
-    assert len(results.missing) >= 3, "a run asks 19 times in all"
-    assert 0 < sum(1 for _ in (out / "checkpoints").iterdir()) <= 3, "the runs that waited were not begun"
+    assert len(read_results(out / "tiny").missing) >= 3, "a run asks 19 times in all"
+    assert 0 < len(checkpoints(out)) <= 3, "the runs that waited were not begun"
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)
 
@@ -112,7 +120,7 @@ def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_
 def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, tiny_data, tmp_path, monkeypatch):
     out = tmp_path / "out"
     recorder = Recorder(monkeypatch, together=3)
-    recorder.ended["lr-1e-3-seed0"] = ended = threading.Event()
+    recorder.ended["lr 1e-3", 0] = ended = threading.Event()
 
     def fail(arm, seed, rows):
         if (arm, seed, len(rows)) == ("lr 1e-3", 0, 2):
@@ -125,12 +133,12 @@ def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, t
 
     with pytest.raises(StorageError, match="no room"):
         spread(tiny_data, out, on_epoch=fail, on_progress=wait_for_it)
-    steps = {p.name: {q.name for q in p.iterdir() if q.name.isdigit()} for p in (out / "checkpoints").iterdir()}
-    assert set(steps) == {"lr-2e-3-seed0", "lr-1e-3-seed0", "lr-2e-3-seed1"}, "the first three and no more"
-    for name in ("lr-2e-3-seed0", "lr-2e-3-seed1"):
-        assert "7" in steps[name], "in the middle of the second epoch"
-    assert "10" in steps["lr-1e-3-seed0"], "the epoch before it failed is safe"
-    assert len(read_results(out).missing) == 4
+    steps = checkpoints(out)
+    assert set(steps) == {("lr 2e-3", 0), ("lr 1e-3", 0), ("lr 2e-3", 1)}, "the first three and no more"
+    for seed in (0, 1):
+        assert 7 in steps["lr 2e-3", seed], "in the middle of the second epoch"
+    assert 10 in steps["lr 1e-3", 0], "the epoch before it failed is safe"
+    assert len(read_results(out / "tiny").missing) == 4
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)
 
@@ -140,7 +148,7 @@ def test_a_run_that_blows_up_among_others_names_itself_and_leaves_a_sound_folder
     out = tmp_path / "out"
     with pytest.raises(RunsFailed, match=r"huge seed 0: the loss.* epoch 1, step 5"):
         spread(tiny_data, out, arms={"lr 2e-3": SHARED, "huge": replace(SHARED, optim=optim)}, seeds=(0,))
-    results = read_results(out)
+    results = read_results(out / "tiny")
     assert results.missing == [("huge", 0)]
     assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
 
@@ -161,14 +169,7 @@ def test_ctrl_c_stops_the_runs_of_all_devices(alone, tiny_data, tmp_path):
             spread(tiny_data, out, on_progress=press)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert pressed.is_set() and ("lr 2e-3", 0) in read_results(out).missing
-    steps = [int(p.name) for p in (out / "checkpoints" / "lr-2e-3-seed0").iterdir() if p.name.isdigit()]
-    assert 2 <= max(steps) < 15, "saved, in the middle"
+    assert pressed.is_set() and ("lr 2e-3", 0) in read_results(out / "tiny").missing
+    assert 2 <= max(checkpoints(out)["lr 2e-3", 0]) < 15, "saved, in the middle"
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)
-
-
-def test_an_unknown_way_to_spread_is_refused(tiny_data, tmp_path):
-    with pytest.raises(ConfigError, match="spread='run': must be 'data' or 'runs'"):
-        spread(tiny_data, tmp_path / "out", how="run")
-    assert not (tmp_path / "out").exists()

@@ -1,142 +1,135 @@
-"""File names, atomic writing, and every damage to a results folder named with its file, line and remedy."""
+"""Runs and comparisons on disk: what names a run, and every damage named with its file, line and remedy."""
 
 import json
-import math
-import os
 import shutil
+import subprocess
+import sys
+from dataclasses import fields, make_dataclass, replace
 
 import pytest
+from support.fake_results import ADAM, LOOKAHEAD, fake_comparison, rows_path, run_folder, scores_path
 
-from jaxresnet.errors import ConfigError, ResultsError, StorageError
-from jaxresnet.files import write_json, write_rows, write_text
-from jaxresnet.results import store as results
-from jaxresnet.results.store import config_path, read_results, rows_path, scores_path, slug, slugs
+from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
+from jaxresnet.errors import ResultsError
+from jaxresnet.files import write_json, write_rows
+from jaxresnet.results import store
+from jaxresnet.results.schemas import comparison_path
+from jaxresnet.results.store import CONFIG, FAILURE, begin_run, is_finished, read_results, read_run, run_id
 
-ARM = "Adam + Lookahead"
-CONFIG = {
-    "name": "adam_lookahead",
-    "protocol": "intended",
-    "dataset": {"name": "cifar10", "synthetic": False, "num_train": 45000, "num_val": 5000, "num_test": 10000},
-    "seeds": [1, 0],
-    "arms": {ARM: {"learning_rate": 0.01}, "Adam": {"learning_rate": 0.01}},
-    "environment": {"jax": "0.10.2", "commit": None},
-}
-ROWS = [
-    {"epoch": epoch, "train_loss": 1.7 - epoch / 10, "train_accuracy": 34.0 + epoch, "test_accuracy": None}
-    for epoch in range(3)
-]
+DATA = {"name": "cifar10", "synthetic": False, "num_train": 50000, "num_test": 10000, "crc32": 1}
+CONFIG_OF_A_RUN = TrainConfig(ModelConfig(precision="float32"), num_epochs=10)
 
 
-def scores(arm: str, seed: int) -> dict:
-    return {"arm": arm, "seed": seed, "selection": "val", "best_epoch": 1, "test_accuracy": 66.0, "last_epoch": 2}
+# ------------------------------------------------------------------------------------------------- what names a run
+
+
+def test_the_id_is_of_the_config_and_the_data_alone():
+    """Fixed: another id would train every run on every disk once more."""
+    assert run_id(CONFIG_OF_A_RUN, DATA) == "7254e4c4e423"
+    others = [
+        run_id(replace(CONFIG_OF_A_RUN, seed=1), DATA),
+        run_id(replace(CONFIG_OF_A_RUN, optim=OptimConfig(b1=0.95)), DATA),
+        run_id(replace(CONFIG_OF_A_RUN, model=ModelConfig(precision="bfloat16")), DATA),
+        run_id(CONFIG_OF_A_RUN, {**DATA, "crc32": 2}),
+    ]
+    assert len({*others, run_id(CONFIG_OF_A_RUN, DATA)}) == 5
+    assert run_id(CONFIG_OF_A_RUN, dict(reversed(DATA.items()))) == run_id(CONFIG_OF_A_RUN, DATA)
+
+
+def test_a_field_that_is_added_at_its_default_changes_no_id(monkeypatch):
+    added = make_dataclass("TrainConfig", [("added", int, 7)], bases=(TrainConfig,), frozen=True)
+    later = added(**{f.name: getattr(CONFIG_OF_A_RUN, f.name) for f in fields(TrainConfig)})
+    monkeypatch.setattr(store, "TrainConfig", added)
+    assert to_dict(later)["added"] == 7
+    assert run_id(later, DATA) == run_id(CONFIG_OF_A_RUN, DATA) != run_id(replace(later, added=8), DATA)
+
+
+def test_a_run_saved_before_a_field_was_added_is_the_same_run(tmp_path):
+    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
+    saved = json.loads((tmp_path / CONFIG).read_text())
+    del saved["config"]["skip_nonfinite"], saved["config"]["model"]["initializer"]
+    write_json(tmp_path / CONFIG, saved)
+    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
+    assert read_run(tmp_path, ADAM, 0, to_dict(CONFIG_OF_A_RUN), DATA).rows == []
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "message"),
+    [
+        (replace(CONFIG_OF_A_RUN, optim=OptimConfig(b1=0.95)), DATA, r"config\.optim\.b1: 0\.9 -> 0\.95"),
+        (replace(CONFIG_OF_A_RUN, seed=7), DATA, r"config\.seed: 0 -> 7"),
+        (CONFIG_OF_A_RUN, {**DATA, "crc32": 2}, r"data\.crc32: 1 -> 2"),
+    ],
+    ids=["field", "seed", "data"],
+)
+def test_the_folder_of_another_run_is_refused_by_its_fields(tmp_path, config, data, message):
+    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
+    message = rf"config\.json: is another run than is asked for \({message}\); use another output folder"
+    with pytest.raises(ResultsError, match=message):
+        begin_run(tmp_path, config, data)
+    with pytest.raises(ResultsError, match=message):
+        read_run(tmp_path, ADAM, config.seed, to_dict(config), data)
+
+
+def test_beginning_a_run_forgets_its_failure_and_what_a_crash_left(tmp_path):
+    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
+    write_json(tmp_path / FAILURE, {"error": "no memory"})
+    (tmp_path / ".history.jsonl.123.tmp").write_text("half")
+    assert read_run(tmp_path, ADAM, 0, to_dict(CONFIG_OF_A_RUN), DATA).failure == "no memory"
+    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG] and not is_finished(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- a comparison
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two arms, two seeds; Adam's seed 0 is under way and its seed 1 has not begun."""
-    write_json(config_path(tmp_path), CONFIG)
-    for arm, seed in ((ARM, 0), (ARM, 1), ("Adam", 0)):
-        write_rows(rows_path(tmp_path, arm, seed), ROWS)
-    for seed in (0, 1):
-        write_json(scores_path(tmp_path, ARM, seed), scores(ARM, seed))
-    return tmp_path
+    """Two arms, two seeds of three epochs; Adam's seed 1 is under way and its seed 0 has not begun."""
+    folder = tmp_path / "out" / "adam_lookahead"
+    return fake_comparison(folder, seeds=(1, 0), num_epochs=3, unfinished=[(ADAM, 1)], not_begun=[(ADAM, 0)])
 
 
-@pytest.mark.parametrize(
-    ("arm", "expected"),
-    [
-        (ARM, "adam-lookahead"),
-        ("Adam", "adam"),
-        ("lr 0.1", "lr-0.1"),
-        ("../../etc", "etc"),
-        ("a/b\\c", "a-b-c"),
-        ("β₁=0.9", "β1-0.9"),
-    ],
-)
-def test_slug(arm, expected):
-    assert slug(arm) == expected
-
-
-@pytest.mark.parametrize("arm", ["", " + ", "...", "/"])
-def test_slug_needs_a_letter_or_digit(arm):
-    with pytest.raises(ConfigError, match="letter or digit"):
-        slug(arm)
-
-
-def test_slugs_refuses_two_arms_with_the_same_files():
-    assert slugs([ARM, "Adam"]) == {ARM: "adam-lookahead", "Adam": "adam"}
-    with pytest.raises(ConfigError, match="'C' and 'C\\+' would both write runs/c-seed"):
-        slugs(["C", "C+"])
-
-
-def test_paths(tmp_path):
-    assert rows_path(tmp_path, ARM, 3) == tmp_path / "runs" / "adam-lookahead-seed3.jsonl"
-    assert scores_path(tmp_path, ARM, 3) == tmp_path / "runs" / "adam-lookahead-seed3.json"
-    assert config_path(str(tmp_path)) == tmp_path / "config.json"
-
-
-def test_written_json_reads_back_in_the_same_order_and_bytes(tmp_path):
-    path = tmp_path / "deep" / "down" / "x.json"
-    write_json(path, {"b": 1, "a": [0.1, None, "ü"]})
-    first = path.read_bytes()
-    assert list(json.loads(first)) == ["b", "a"] and first.endswith(b"\n")
-    write_json(path, json.loads(first))
-    assert path.read_bytes() == first
-    assert os.listdir(path.parent) == ["x.json"]
-
-
-def test_rows_are_one_json_object_a_line(tmp_path):
-    write_rows(tmp_path / "x.jsonl", ROWS)
-    lines = (tmp_path / "x.jsonl").read_text().split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == ROWS and lines[-1] == ""
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_non_finite_numbers_are_refused_and_the_old_file_stays(tmp_path, value):
-    path = tmp_path / "x.jsonl"
-    write_rows(path, ROWS)
-    with pytest.raises(ValueError, match=r"x\.jsonl: not written"):
-        write_rows(path, [*ROWS, {"epoch": 3, "train_loss": value}])
-    with pytest.raises(TypeError, match=r"x\.jsonl: not written"):
-        write_json(path, {"loss": object()})
-    assert len(path.read_text().splitlines()) == 3
-
-
-def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "x.txt"
-    write_text(path, "old")
-
-    def crash(fd):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(results.os, "fsync", crash)
-    with pytest.raises(StorageError, match=r"x\.txt: cannot write results there \(disk full\)\. Make room"):
-        write_text(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
-
-
-def test_read_results(folder):
+def test_a_comparison_is_read_with_its_runs_in_order(folder, monkeypatch):
     read = read_results(str(folder))
-    assert list(read.runs) == [ARM, "Adam"] and list(read.runs[ARM]) == [1, 0]
-    assert read.runs[ARM][1].rows == ROWS
-    assert read.missing == [("Adam", 1), ("Adam", 0)]
-    assert [run.seed for run in read.finished(ARM)] == [1, 0] and read.finished("Adam") == []
-    assert read.scores(ARM, "test_accuracy") == {1: 66.0, 0: 66.0}
-    assert read.runs["Adam"][0].rows == ROWS and read.runs["Adam"][1].rows == []
+    assert list(read.runs) == [LOOKAHEAD, ADAM] and list(read.runs[LOOKAHEAD]) == [1, 0]
+    run = read.runs[LOOKAHEAD][1]
+    assert (run.arm, run.seed, run.folder) == (LOOKAHEAD, 1, run_folder(folder, LOOKAHEAD, 1))
+    assert run.id == run.folder.name and run.folder.parent == folder.parent / "runs"
+    assert [row["epoch"] for row in run.rows] == [0, 1, 2] and run.scores["last_epoch"] == 2
+    assert read.missing == [(ADAM, 1), (ADAM, 0)] and read.failures == {}
+    assert [run.seed for run in read.finished(LOOKAHEAD)] == [1, 0] and read.finished(ADAM) == []
+    assert list(read.scores(LOOKAHEAD, "last_epoch").items()) == [(1, 2), (0, 2)]
+    assert len(read.runs[ADAM][1].rows) == 1 and read.runs[ADAM][0].rows == []
     assert not read.synthetic and read.selections == ["val"] and read.published == {}
+    monkeypatch.chdir(folder)
+    assert read_results(".").runs == read.runs
+
+
+def test_reading_results_imports_no_jax(folder):
+    """The modules by themselves: what the package imports when it is imported is tested elsewhere."""
+    program = (
+        "import sys, types, pathlib; import importlib.machinery\n"
+        f"package = types.ModuleType('jaxresnet'); package.__path__ = [{str(store.__file__)!r}.rsplit('/', 2)[0]]\n"
+        "sys.modules['jaxresnet'] = package\n"
+        "from jaxresnet.results.tree import read_tree\n"
+        f"assert list(read_tree({str(folder.parent)!r}).comparisons) == ['adam_lookahead']\n"
+        "assert not {'jax', 'flax', 'orbax'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_folders_that_are_no_comparison(tmp_path):
-    with pytest.raises(ResultsError, match="nowhere: no such folder; give the --out folder"):
+    with pytest.raises(ResultsError, match="nowhere: no such folder; give the folder of a comparison"):
         read_results(tmp_path / "nowhere")
-    with pytest.raises(ResultsError, match="is empty, so it is not a comparison's folder"):
+    with pytest.raises(ResultsError, match="is empty, so it is not the folder of a comparison"):
         read_results(tmp_path)
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ResultsError, match=r"holds no config\.json"):
+    with pytest.raises(ResultsError, match=r"holds no comparison\.json"):
         read_results(tmp_path)
     for foreign in ("[]", "{}", '{"model_type": "bert"}'):
-        (tmp_path / "config.json").write_text(foreign)
-        with pytest.raises(ResultsError, match=r"config\.json: 'name' is missing or malformed"):
+        comparison_path(tmp_path).write_text(foreign)
+        with pytest.raises(ResultsError, match=r"comparison\.json: 'name' is missing or malformed"):
             read_results(tmp_path)
 
 
@@ -145,35 +138,28 @@ def test_folders_that_are_no_comparison(tmp_path):
     [
         ("seeds", []),
         ("seeds", [0, 0]),
-        ("seeds", [[0]]),
         ("seeds", [True]),
         ("arms", {}),
-        ("arms", ["Adam"]),
         ("arms", {"Adam": 1}),
         ("arms", {"Adam": {"model": "bert"}}),
         ("dataset", {"name": "cifar10"}),
         ("dataset", {"name": "cifar10", "synthetic": "no"}),
         ("environment", None),
         ("published", {"Adam": 90.78}),
+        ("runs", {}),
+        ("runs", {LOOKAHEAD: {"0": "0123456789ab"}, ADAM: {"0": "0123456789ab"}}),
+        ("runs", {arm: {"0": "../../../etc", "1": "0123456789ab"} for arm in (LOOKAHEAD, ADAM)}),
     ],
+    ids=str,
 )
-def test_malformed_config_entries_are_named(folder, key, value):
-    write_json(config_path(folder), {**CONFIG, key: value})
-    with pytest.raises(ResultsError, match=rf"config\.json: '{key}' is missing or malformed"):
+def test_malformed_entries_of_a_comparison_are_named(folder, key, value):
+    config = json.loads(comparison_path(folder).read_text())
+    write_json(comparison_path(folder), {**config, key: value})
+    with pytest.raises(ResultsError, match=rf"comparison\.json: '{key}' is missing or malformed"):
         read_results(folder)
 
 
-def test_a_row_cut_in_the_middle(folder):
-    path = rows_path(folder, ARM, 0)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ResultsError, match=r"adam-lookahead-seed0\.jsonl, line 3: cut off.*run the comparison again"):
-        read_results(folder)
-
-
-def test_a_finished_run_cut_between_two_rows(folder):
-    write_rows(rows_path(folder, ARM, 0), ROWS[:2])
-    with pytest.raises(ResultsError, match=r"seed0\.jsonl, line 2: ends with epoch 1, but .*json goes on to 2"):
-        read_results(folder)
+# ---------------------------------------------------------------------------------------------------- damaged runs
 
 
 @pytest.mark.parametrize(
@@ -184,80 +170,82 @@ def test_a_finished_run_cut_between_two_rows(folder):
         ('{"epoch": 1, "train_loss": 1.0, "train_accuracy": 50.0}', "epoch 1 after 2"),
         ('{"epoch": 3, "train_loss": NaN, "train_accuracy": 50.0}', "'train_loss' is nan, not a finite number"),
         ('{"epoch": 3, "train_loss": 1.0}', "'train_accuracy' is None"),
+        ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 101.0}', "'train_accuracy' is 101.0, not a number of 0 to"),
         ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 50.0, "test_loss": "1"}', "'test_loss' is '1'"),
+        ('{"epoch": 3, "train_lo', "cut off"),
         ("", "empty"),
     ],
 )
 def test_malformed_rows_are_named(folder, row, message):
-    with open(rows_path(folder, ARM, 0), "a") as file:
+    with open(rows_path(folder, LOOKAHEAD, 0), "a") as file:
         file.write(row + "\n")
-    with pytest.raises(ResultsError, match=rf"adam-lookahead-seed0\.jsonl, line 4: .*{message}"):
+    with pytest.raises(ResultsError, match=rf"history\.jsonl, line 4: .*{message}.*run the comparison again"):
         read_results(folder)
 
 
-def test_a_row_file_that_is_not_text(folder):
-    rows_path(folder, ARM, 0).write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ResultsError, match=r"seed0\.jsonl: not a text file"):
+def test_a_finished_run_cut_between_two_rows(folder):
+    path = rows_path(folder, LOOKAHEAD, 0)
+    write_rows(path, [json.loads(line) for line in path.read_text().splitlines()][:2])
+    with pytest.raises(ResultsError, match=r"history\.jsonl, line 2: ends with epoch 1, but scores\.json goes on to 2"):
         read_results(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 5}, "does not belong to arm 'Adam \\+ Lookahead', seed 0"),
-        ({"arm": "SGD"}, "does not belong"),
-        ({"selection": "luck"}, "'selection' is 'luck'"),
+        ({"seed": 5}, "'seed' is missing or malformed, so this is not the scores of a run with seed 0"),
+        ({"selection": "luck"}, "'selection' is missing or malformed"),
+        ({"environment": "GPU"}, "'environment' is missing or malformed"),
+        ({"earlier_backends": [1]}, "'earlier_backends' is missing or malformed"),
+        ({"skipped_steps": -1}, "'skipped_steps' is missing or malformed"),
         ({"test_accuracy": None}, "'test_accuracy' is None, not a finite number"),
         ({"best_epoch": True}, "'best_epoch' is True"),
+        ({"test_loss": -1}, "'test_loss' is -1, not a number of 0 to"),
     ],
+    ids=str,
 )
 def test_malformed_scores_are_named(folder, change, message):
-    write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), **change})
-    with pytest.raises(ResultsError, match=rf"adam-lookahead-seed0\.json: {message}"):
+    path = scores_path(folder, LOOKAHEAD, 0)
+    write_json(path, {**json.loads(path.read_text()), **change})
+    with pytest.raises(ResultsError, match=rf"scores\.json: {message}.*; restore the file from a copy"):
         read_results(folder)
 
 
-def test_scores_of_another_run_copied_over(folder):
-    shutil.copy(scores_path(folder, ARM, 1), scores_path(folder, ARM, 0))
-    with pytest.raises(ResultsError, match="does not belong"):
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("history.jsonl", b"\x89PNG\xff", r"history\.jsonl: not a text file"),
+        ("scores.json", b"", r"scores\.json, line 1: empty"),
+        ("config.json", b'{"config": {}}', r"config\.json: 'data' is missing or malformed"),
+        ("config.json", None, r"config\.json: cannot be read"),
+    ],
+)
+def test_other_damage_to_a_run_is_named(folder, name, damage, message):
+    path = run_folder(folder, LOOKAHEAD, 0) / name
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(ResultsError, match=message):
         read_results(folder)
 
 
-def test_empty_scores_file(folder):
-    scores_path(folder, ARM, 0).write_text("")
-    with pytest.raises(ResultsError, match=r"seed0\.json, line 1: empty"):
+def test_files_of_another_run_copied_over_are_noticed(folder):
+    """The seed in its scores, and the config beside it, say which run it is."""
+    ours, other = run_folder(folder, LOOKAHEAD, 0), run_folder(folder, LOOKAHEAD, 1)
+    shutil.copy(other / "scores.json", ours / "scores.json")
+    with pytest.raises(ResultsError, match="not the scores of a run with seed 0"):
+        read_results(folder)
+    shutil.copytree(other, ours, dirs_exist_ok=True)
+    with pytest.raises(ResultsError, match=r"config\.json: is another run than is asked for \(config\.seed: 1 -> 0\)"):
         read_results(folder)
 
 
-def test_a_run_of_another_config_than_its_arm(folder):
-    own = {**CONFIG["arms"][ARM], "optim": {"b1": 0.9}, "seed": 0}
-    arms = {**CONFIG["arms"], ARM: {"learning_rate": 0.01, "optim": {"b1": 0.9}}}
-    write_json(config_path(folder), {**CONFIG, "arms": arms})
-    write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), "config": own})
-    assert read_results(folder).scores(ARM, "test_accuracy")[0] == 66.0
-    for other, difference in (
-        ({**own, "optim": {"b1": 0.95}}, r"optim\.b1: 0\.9 -> 0\.95"),
-        ({**own, "seed": 7}, "seed: 0 -> 7"),
-    ):
-        write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), "config": other})
-        with pytest.raises(
-            ResultsError, match=rf"adam-lookahead-seed0\.json: .*{difference}.*two comparisons are mixed"
-        ):
-            read_results(folder)
-
-
-@pytest.mark.parametrize("key", ["config", "environment"])
-def test_a_run_whose_config_or_environment_is_no_object(folder, key):
-    write_json(scores_path(folder, ARM, 0), {**scores(ARM, 0), key: "GPU"})
-    with pytest.raises(ResultsError, match=rf"seed0\.json: '{key}' is 'GPU', not a JSON object"):
+@pytest.mark.parametrize("text", ["{", '{"arm": "Adam"}', "[]"])
+def test_a_damaged_note_of_a_failure_is_named(folder, text):
+    (run_folder(folder, ADAM, 1) / FAILURE).write_text(text)
+    with pytest.raises(ResultsError, match=r"failed\.json.*delete it and run the comparison again"):
         read_results(folder)
 
 
-def test_files_of_no_arm_and_seed_are_named(folder):
-    assert read_results(folder).strays == ()
-    write_rows(rows_path(folder, ARM, 2), ROWS)
-    write_json(scores_path(folder, "SGD", 0), scores("SGD", 0))
-    (folder / "runs" / ".adam-seed0.jsonl.123.tmp").write_text("half")  # what a crash while writing leaves
-    read = read_results(folder)
-    assert read.strays == ("adam-lookahead-seed2.jsonl", "sgd-seed0.json")
-    assert list(read.runs) == [ARM, "Adam"] and 2 not in read.runs[ARM]
+def test_a_failure_counts_until_the_run_is_finished(folder):
+    for arm in (ADAM, LOOKAHEAD):
+        write_json(run_folder(folder, arm, 1) / FAILURE, {"error": "no memory"})
+    assert read_results(folder).failures == {(ADAM, 1): "no memory"}

@@ -1,11 +1,11 @@
 """A folder around comparisons: what is found, what is skipped and named, and what is no results folder at all."""
 
 import pytest
-from support.fake_results import ADAM, fake_comparison, fake_measurement
+from support.fake_results import ADAM, fake_comparison, fake_measurement, rows_path
 
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_json
-from jaxresnet.results.store import rows_path
+from jaxresnet.results.schemas import comparison_path
 from jaxresnet.results.tree import read_tree
 
 
@@ -15,11 +15,11 @@ def test_one_level_down(tmp_path):
     fake_comparison(tmp_path / "cut")
     path = rows_path(tmp_path / "cut", ADAM, 1)
     path.write_text(path.read_text()[:-30])
-    write_json(tmp_path / "bert" / "config.json", {"model_type": "bert"})
+    write_json(comparison_path(tmp_path / "bert"), {"model_type": "bert"})
     fake_measurement(tmp_path / "measured")
     write_json(tmp_path / "mine" / "measurement.json", {"parameters": 4903242})
-    cut = fake_measurement(tmp_path / "torn") / "measurement.json"
-    cut.write_text(cut.read_text()[:-30])
+    torn = fake_measurement(tmp_path / "torn") / "measurement.json"
+    torn.write_text(torn.read_text()[:-30])
     fake_comparison(tmp_path / "both")
     fake_measurement(tmp_path / "both")
     for name in ("empty", ".git", "__pycache__"):
@@ -28,37 +28,24 @@ def test_one_level_down(tmp_path):
 
     tree = read_tree(tmp_path)
     assert list(tree.comparisons) == ["b", "both"] and list(tree.measurements) == ["measured"]
-    assert list(tree.skipped) == ["a", "bert", "cut", "empty", "mine", "torn"]
-    assert tree.skipped["a"] == "holds no config.json" and tree.skipped["empty"] == "is empty"
-    assert "adam-seed1.jsonl, line 6: cut off" in tree.skipped["cut"]
+    assert list(tree.skipped) == ["a", "bert", "cut", "empty", "mine", "torn"], "and not the store of the runs"
+    assert tree.skipped["a"] == "holds no comparison.json" and tree.skipped["empty"] == "is empty"
+    assert f"{path}, line 6: cut off" in tree.skipped["cut"]
     assert "'name' is missing or malformed" in tree.skipped["bert"]
     assert "so this is not a measurement of networks; restore it" in tree.skipped["mine"]
-    assert f"{cut}, line " in tree.skipped["torn"] and "cut off" in tree.skipped["torn"]
+    assert f"{torn}, line " in tree.skipped["torn"] and "cut off" in tree.skipped["torn"]
 
 
-def test_a_damaged_comparison_with_a_measurement_is_shown_and_named(tmp_path):
-    fake_measurement(tmp_path / "x")
-    write_json(tmp_path / "y" / "measurement.json", {})
-    (tmp_path / "y" / "config.json").write_text("{")
-    (tmp_path / "x" / "config.json").write_text("{")
-    tree = read_tree(tmp_path)
-    assert list(tree.measurements) == ["x"] and "cut off" in tree.skipped["x"]
-    assert "cut off" in tree.skipped["y"] and "not a measurement" in tree.skipped["y"]
-
-
-def test_one_comparison_is_a_tree_of_one(tmp_path, monkeypatch):
+def test_one_comparison_or_measurement_is_a_tree_of_one(tmp_path, monkeypatch):
     fake_comparison(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
     assert list(read_tree(".").comparisons) == ["mine"]
-
-
-def test_one_measurement_is_a_tree_of_one(tmp_path):
-    tree = read_tree(fake_measurement(tmp_path / "mine"))
-    assert tree.measurements == {"mine": tmp_path / "mine"} and not tree.comparisons and not tree.skipped
-    path = tmp_path / "mine" / "measurement.json"
-    path.write_text(path.read_text()[:-30])
-    with pytest.raises(ResultsError, match=r"measurement\.json, line \d+: cut off .* measure again"):
-        read_tree(tmp_path / "mine")
+    tree = read_tree(fake_measurement(tmp_path / "measured"))
+    assert tree.measurements == {"measured": tmp_path / "measured"} and not tree.comparisons and not tree.skipped
+    for path in (comparison_path(tmp_path / "mine"), tmp_path / "measured" / "measurement.json"):
+        path.write_text(path.read_text()[:-30])
+        with pytest.raises(ResultsError, match=rf"{path}, line \d+: cut off"):
+            read_tree(path.parent)
 
 
 def test_folders_with_nothing_to_show(tmp_path):
@@ -68,5 +55,5 @@ def test_folders_with_nothing_to_show(tmp_path):
         read_tree(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "x.jpg").write_bytes(b"")
-    with pytest.raises(ResultsError, match=r"no comparison that can be read \(photos: holds no config\.json\); give"):
+    with pytest.raises(ResultsError, match=r"that can be read \(photos: holds no comparison\.json\); give"):
         read_tree(tmp_path)

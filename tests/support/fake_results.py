@@ -1,18 +1,48 @@
-"""Folders as a comparison leaves them behind, without training: learning curves drawn from a formula."""
+"""Results as comparisons leave them behind, without training: learning curves drawn from a formula."""
 
+import hashlib
 import json
 import math
+import os
 import random
 from pathlib import Path
 
-from jaxresnet.comparison.model_costs import published_models
 from jaxresnet.config import to_dict
 from jaxresnet.files import write_json, write_rows
-from jaxresnet.recipes import intended, published
-from jaxresnet.results.store import config_path, rows_path, scores_path
+from jaxresnet.recipes import intended, published, published_networks
+from jaxresnet.results.schemas import comparison_path, evaluation_path, measurement_path
+from jaxresnet.results.store import CONFIG, HISTORY, RUNS, SCORES
 
 LOOKAHEAD, ADAM = "Adam + Lookahead", "Adam"
 PUBLISHED = {ADAM: {"best": 90.78, "source": "its notebook"}, LOOKAHEAD: {"best": 90.97, "source": "its notebook"}}
+CIFAR10 = {"name": "cifar10", "synthetic": False, "num_train": 50000, "num_test": 10000, "crc32": 2599910517}
+ENVIRONMENT = {"jax": "0.10.2", "device": "cpu", "commit": None, "command": "python experiments/x.py"}
+
+
+def run_folder(folder, arm, seed):
+    """Where the run of a comparison lies. The id is made of the folder's own path, so that no two tests share a run,
+    whatever lies in the store beside their folders."""
+    folder = os.path.abspath(folder)
+    fake_id = hashlib.sha256(f"{folder} {arm} {seed}".encode()).hexdigest()[:12]
+    return Path(folder).parent / RUNS / fake_id
+
+
+def rows_path(folder, arm, seed):
+    return run_folder(folder, arm, seed) / HISTORY
+
+
+def scores_path(folder, arm, seed):
+    return run_folder(folder, arm, seed) / SCORES
+
+
+def write_comparison(folder, config):
+    """comparison.json, with the ids of the runs, and the config.json of each."""
+    runs = {arm: {str(seed): run_folder(folder, arm, seed).name for seed in config["seeds"]} for arm in config["arms"]}
+    write_json(comparison_path(folder), {**config, "runs": runs})
+    for arm, settings in config["arms"].items():
+        for seed in config["seeds"]:
+            run = {"config": {**settings, "seed": seed}, "data": config["dataset"]}
+            write_json(run_folder(folder, arm, seed) / CONFIG, run)
 
 
 def fake_comparison(
@@ -33,10 +63,10 @@ def fake_comparison(
         "dataset": {"name": "synthetic" if synthetic else "cifar10", "synthetic": synthetic, "num_test": 10000},
         "seeds": list(seeds),
         "arms": {arm: {"batch_size": 512} for arm in arms},
-        "environment": {"jax": "0.10.2", "device": "cpu", "commit": None, "command": "python experiments/x.py"},
+        "environment": ENVIRONMENT,
         **config,
     }
-    write_json(config_path(folder), config)
+    write_comparison(folder, config)
     for index, arm in enumerate(arms):
         for seed in seeds:
             if (arm, seed) in not_begun:
@@ -63,7 +93,6 @@ def fake_comparison(
             write_rows(rows_path(folder, arm, seed), rows)
             best = max(rows, key=lambda row: row[f"{selection}_accuracy"])
             scores = {
-                "arm": arm,
                 "seed": seed,
                 "selection": selection,
                 "weights": "slow" if arm == LOOKAHEAD else "fast",
@@ -75,12 +104,21 @@ def fake_comparison(
     return folder
 
 
+def change_rows(folder, arm, seed, change):
+    """Rewrite a run's rows: change(row) alters one in place."""
+    path = rows_path(folder, arm, seed)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        change(row)
+    write_rows(path, rows)
+
+
 def fake_measurement(folder, **other):
     """Write a measurement.json of three of the published configurations, the last of which does not run."""
     seconds = {"configuration 1": [0.2, 0.1, 0.3], "configuration 5": [0.1, 0.15, 0.05], "configuration 8": None}
     models = {
         name: {
-            "model": to_dict(published_models[name]),
+            "model": to_dict(published_networks[name]),
             "params": 12_550_218 if name == "configuration 1" else 4_903_242,
             "macs": 605_754_368 if name == "configuration 1" else 253_432_832,
             "problem_as_published": None if name == "configuration 5" else "a reason",
@@ -99,51 +137,72 @@ def fake_measurement(folder, **other):
         "environment": {"device": "a CPU", "jax": "0.10.2", "commit": None},
         **other,
     }
-    write_json(Path(folder) / "measurement.json", measurement)
+    write_json(measurement_path(folder), measurement)
     return Path(folder)
 
 
-def change_rows(folder, arm, seed, change):
-    """Rewrite a run's rows: change(row) alters one in place."""
-    path = rows_path(folder, arm, seed)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        change(row)
-    write_rows(path, rows)
-
-
-CIFAR10 = {"name": "cifar10", "synthetic": False, "num_train": 50000, "num_test": 10000, "crc32": 2599910517}
-
-
-def fake_reproduction(
-    folder, arms, protocol="published", dataset=CIFAR10, with_config=True, change=lambda config: config
-):
+def fake_reproduction(folder, arms, protocol="published", dataset=CIFAR10, change=lambda config: config):
     """A comparison of published runs: arms is {name of the published run: {seed: (score, last)}}, in percent.
 
-    change(config) alters what was trained. with_config: each run says its config, as they do since version 0.1.
+    change(config) alters what was trained.
     """
     folder = Path(folder)
     as_protocol = intended if protocol == "intended" else lambda config: config
     configs = {name: change(as_protocol(published[name].config)) for name in arms}
-    write_json(
-        config_path(folder),
-        {
-            "name": folder.name,
-            "protocol": protocol,
-            "dataset": dataset,
-            "seeds": sorted({seed for runs in arms.values() for seed in runs}),
-            "arms": {arm: {k: v for k, v in to_dict(c).items() if k != "seed"} for arm, c in configs.items()},
-            "environment": {"jax": "0.10.2", "device": "cpu", "commit": "abc", "command": "python experiments/x.py"},
-        },
-    )
+    config = {
+        "name": folder.name,
+        "protocol": protocol,
+        "dataset": dataset,
+        "seeds": sorted({seed for runs in arms.values() for seed in runs}),
+        "arms": {arm: {k: v for k, v in to_dict(c).items() if k != "seed"} for arm, c in configs.items()},
+        "environment": ENVIRONMENT,
+    }
+    write_comparison(folder, config)
     for arm, runs in arms.items():
         for seed, (score, last) in runs.items():
             row = {"epoch": 0, "train_loss": 1.0, "train_accuracy": 60.0, "test_loss": 1.0, "test_accuracy": last}
             write_rows(rows_path(folder, arm, seed), [row])
-            selection = configs[arm].selection
-            scores = {"arm": arm, "seed": seed, "selection": selection, "best_epoch": 0, "test_accuracy": score}
-            if with_config:
-                scores["config"] = {**to_dict(configs[arm]), "seed": seed}
-                scores["environment"] = {"device": "one GPU"}
-            write_json(scores_path(folder, arm, seed), scores)
+            scores = {"selection": configs[arm].selection, "best_epoch": 0, "test_accuracy": score}
+            environment = {"device": "one GPU"}
+            write_json(scores_path(folder, arm, seed), {"seed": seed, **scores, "environment": environment})
     return folder
+
+
+def fake_evaluation(folder, **other):
+    """Write an evaluation.json of two classes and one seed."""
+    classes = [{"n": 2, "correct": correct, "accuracy": 50.0 * correct, "low": 9.5, "high": 90.5} for correct in (1, 2)]
+    accuracy = {"test_accuracy": 75.0, "classes": classes}
+    evaluation = {
+        "title": "final_model: intended protocol, synthetic data, not CIFAR-10",
+        "selection": "best epoch on the validation set",
+        "class_names": ["cat", "dog"],
+        "num_test": 4,
+        "seeds": [0],
+        "seeds_without_checkpoint": [],
+        "runs": {"0": {**accuracy, "recorded_test_accuracy": 75.0}},
+        "mean_over_seeds": {**accuracy, "interval_95": [30.1, 95.4]},
+        "confusion_summed_over_seeds": [[1, 1], [0, 2]],
+        "mistakes": {"seed": 0, "worst_first": [{"image": 3, "true": 0, "predicted": 1, "probability": 0.9}]},
+        "environment": ENVIRONMENT,
+        **other,
+    }
+    write_json(evaluation_path(folder), evaluation)
+    return Path(folder)
+
+
+def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
+    """Stands in for `fit` in `comparison.executors`: the curves and the scores of a run, and a checkpoint of it."""
+    from jaxresnet.training.fit import Result
+
+    rows = []
+    for epoch in range(num_epochs):
+        accuracy = 50.0 + epoch + config.seed + config.optim.learning_rate
+        scored = {
+            f"{split}_{name}": accuracy / 50 for split in ("train", "val", "test") for name in ("loss", "accuracy")
+        }
+        rows.append({"epoch": epoch, "learning_rate": 0.01, **scored})
+        (workdir / "1").mkdir(parents=True, exist_ok=True)
+        (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
+        on_epoch(list(rows))
+    last = {"best_epoch": num_epochs - 1, "last_epoch": num_epochs - 1, "test_accuracy": accuracy}
+    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None)

@@ -110,9 +110,13 @@ def splits(config, data):
 
 
 def contents(folder, timed=True):
-    """{path: bytes} of everything but checkpoints; with timed=False the timing fields are taken out of the runs."""
-    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    files = {path: data for path, data in files.items() if not path.startswith("checkpoints/")}
+    """{path: bytes} of all files but checkpoints and locks; with timed=False without the timing fields of the runs."""
+    files = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {
+        path.as_posix(): data
+        for path, data in files.items()
+        if "checkpoints" not in path.parts and not path.name.startswith(".")
+    }
     if timed:
         return files
 

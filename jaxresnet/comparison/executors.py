@@ -1,0 +1,149 @@
+"""One run of a store, and many of them on the devices of this process.
+
+`run_one` needs nothing but the run's folder, its config and its data, so that a worker of a cluster can call it too.
+"""
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from queue import Queue
+
+import jax
+
+from jaxresnet.comparison.plan import PlannedRun
+from jaxresnet.config import TrainConfig
+from jaxresnet.data.dataset import Dataset, fingerprint
+from jaxresnet.distributed import from_main, on_main, several
+from jaxresnet.errors import ResultsError, StorageError, UserError, printable
+from jaxresnet.files import lock, write_json, write_rows
+from jaxresnet.hardware import environment
+from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
+from jaxresnet.training.fit import Interrupted, Row, fit
+
+
+def run_one(
+    folder: Path,
+    config: TrainConfig,
+    data: Dataset,
+    *,
+    devices: Sequence[jax.Device],
+    restart: bool = False,
+    on_epoch: Callable[[list[Row]], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> str | None:
+    """Train the run in `folder` of a store, or what is missing of it, while holding the folder's lock.
+
+    config: with its seed, and a precision that is not "auto". restart: see `fit`, as for the hooks.
+    Returns None when it is finished, else in one line why it cannot go on: it is another process's at the moment, its
+    loss stopped being finite, its checkpoints are damaged, the device has too little memory. All but the first are
+    written to failed.json. Raises ResultsError where the folder is another run's, and StorageError and Interrupted,
+    which are not this run's trouble alone.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(on_main(lock(folder)))
+        except StorageError:
+            raise
+        except ResultsError as e:
+            return str(e)
+        if from_main(lambda: is_finished(folder)):  # by another process, a moment ago
+            return None
+        from_main(lambda: begin_run(folder, config, fingerprint(data)))
+
+        def keep(history: list[Row]) -> None:
+            from_main(lambda: write_rows(folder / HISTORY, history))
+            if on_epoch:
+                on_epoch(history)
+
+        try:
+            from_main(lambda: _check_checkpoints(folder, restart))
+            result = fit(
+                config,
+                data,
+                folder / CHECKPOINTS,
+                restart=restart,
+                devices=devices,
+                on_epoch=keep,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+        except Exception as e:
+            if isinstance(e, StorageError | Interrupted) or (several() and not isinstance(e, UserError)):
+                raise  # everyone's: the disk, a request to stop, or a process that was lost
+            reason = _reason(e, config.seed)
+            from_main(lambda: write_json(folder / FAILURE, {"error": reason}))
+            return reason
+        # Its rows also when all its epochs were in the checkpoint.
+        from_main(lambda: write_rows(folder / HISTORY, result.history))
+        scores = {**result.summary, "environment": environment(devices)}
+        from_main(lambda: write_json(folder / SCORES, scores))
+    return None
+
+
+def _check_checkpoints(folder: Path, restart: bool) -> None:
+    """Raise ResultsError where epochs were finished and their checkpoint is gone: to begin anew is not to continue."""
+    rows, checkpoints = folder / HISTORY, folder / CHECKPOINTS
+    if restart or not rows.is_file() or not rows.stat().st_size:
+        return
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+        raise ResultsError(
+            f"{checkpoints}: holds no checkpoint, but {rows.name} has finished epochs. Put the checkpoints back, or "
+            "begin the run anew with --restart (compare: restart=True)"
+        )
+
+
+def _reason(error: Exception, seed: int) -> str:
+    """In one line, for the results. What nobody foresaw is printed with its traceback as well."""
+    text = printable(str(error)).replace("\n", " ")[:10_000]
+    if isinstance(error, UserError):
+        return text.removeprefix(f"seed {seed}: ")
+    traceback.print_exception(error)
+    remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError) else ""
+    return f"{type(error).__name__}: {text[:300]}{remedy}"
+
+
+def spread_over(
+    runs: Sequence[PlannedRun],
+    teams: Sequence[Sequence[jax.Device]],
+    train: Callable[[PlannedRun, Sequence[jax.Device], Callable[[], bool]], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Call train(run, team, should_stop) for every run, each team of devices with one at a time, in a thread each.
+
+    When one raises, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
+    is raised.
+    """
+    if len(teams) == 1:
+        for run in runs:
+            train(run, teams[0], should_stop)
+        return
+    free: Queue[Sequence[jax.Device]] = Queue()
+    for team in teams:
+        free.put(team)
+    failed = threading.Event()
+
+    def take_turn(run: PlannedRun) -> None:
+        team = free.get()
+        try:
+            train(run, team, lambda: failed.is_set() or should_stop())
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            free.put(team)
+
+    with ThreadPoolExecutor(len(teams)) as pool:
+        turns = []
+        try:
+            turns += [pool.submit(take_turn, run) for run in runs]
+            wait(turns)
+        except BaseException:  # Ctrl-C, which only this thread hears of
+            failed.set()
+            raise
+    errors = [error for turn in turns if (error := turn.exception())]
+    for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
+        raise error

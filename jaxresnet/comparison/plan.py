@@ -1,0 +1,224 @@
+"""What a comparison is to train: arms x seeds as runs of a store, checked before anything is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
+from jaxresnet.data.dataset import Dataset, fingerprint
+from jaxresnet.distributed import check_same, from_main, several
+from jaxresnet.errors import ConfigError, DataError, ResultsError, short
+from jaxresnet.files import is_name
+from jaxresnet.hardware import resolved
+from jaxresnet.results.schemas import comparison_path, read_comparison
+from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
+
+Spread = Literal["data", "runs"]
+_ELSEWHERE = "choose another name (--name) or output folder (--out)"
+
+
+class PlannedRun(NamedTuple):
+    """config: with the seed, and the precision that "auto" stands for. id: its folder in the store. done: finished
+    before this comparison begins."""
+
+    arm: str
+    seed: int
+    config: TrainConfig
+    id: str
+    done: bool
+
+
+class Plan(NamedTuple):
+    """A comparison that can be run: `run_plan` trains what is missing.
+
+    folder: of the comparison. store: of the runs. arms: with the precision that "auto" stands for. dataset: the
+    fingerprint of `data`. runs: each seed runs every arm before the next seed starts, so that an unfinished comparison
+    holds pairs.
+    """
+
+    folder: Path
+    store: Path
+    name: str
+    protocol: str
+    arms: dict[str, TrainConfig]
+    seeds: tuple[int, ...]
+    published: dict[str, dict[str, Any]]
+    data: Dataset
+    dataset: dict[str, Any]
+    runs: tuple[PlannedRun, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of comparison.json, but for the environment."""
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "dataset": self.dataset,
+            "seeds": list(self.seeds),
+            "arms": {arm: _without_seed(config) for arm, config in self.arms.items()},
+            "published": self.published,
+            "runs": {arm: {str(run.seed): run.id for run in self.runs if run.arm == arm} for arm in self.arms},
+        }
+
+
+def prepare(
+    arms: Mapping[str, TrainConfig],
+    seeds: Sequence[int],
+    data: Dataset,
+    out: str | Path,
+    *,
+    name: str = "comparison",
+    protocol: str = "intended",
+    published: Mapping[str, Mapping[str, Any]] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    spread: Spread = "data",
+) -> Plan:
+    """The plan of a comparison; for the arguments see `compare`. Nothing is written, and no image is copied.
+
+    Raises all that can be refused before a run: ConfigError and DataError for arms, seeds, data and devices that
+    cannot work together; ResultsError where `out`/`name` holds another comparison, or a file of a run is damaged.
+    """
+    check_spread(spread)
+    check_arms(arms, seeds)
+    if not is_name(name) or not name.isprintable() or "/" in name or name[:1] in ("", ".", "_") or name == RUNS:
+        raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
+    check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
+    devices = tuple(jax.devices() if devices is None else devices)
+    folder = Path(out) / name
+    begun = from_main(lambda: read_begun(folder))
+    arms = _with_precision(arms, begun["arms"] if begun else {}, devices[0])
+    for config in arms.values():
+        check_devices(config, check_data(config, data), 1 if spread == "runs" else len(devices))
+    dataset = fingerprint(data)
+    configs = [(arm, replace(config, seed=seed)) for seed in seeds for arm, config in arms.items()]
+    runs = [PlannedRun(arm, config.seed, config, run_id(config, dataset), False) for arm, config in configs]
+    for run in runs:
+        if twin := next((other for other in runs if other.id == run.id and other.arm != run.arm), None):
+            raise ConfigError(f"arms {run.arm!r} and {twin.arm!r} have the same config: leave one of them out")
+    given = {arm: dict(figures) for arm, figures in (published or {}).items()}
+    plan = Plan(folder, Path(out) / RUNS, name, protocol, arms, tuple(seeds), given, data, dataset, tuple(runs))
+    check_begun(begun, plan)
+    done = from_main(lambda: [_is_done(plan, run) for run in runs])
+    return plan._replace(runs=tuple(run._replace(done=is_done) for run, is_done in zip(runs, done, strict=True)))
+
+
+def _is_done(plan: Plan, run: PlannedRun) -> bool:
+    folder = plan.store / run.id
+    read_run(folder, run.arm, run.seed, to_dict(run.config), plan.dataset)  # raises what is wrong with its files
+    return is_finished(folder)
+
+
+def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
+    """Raise ConfigError for arms and seeds that `prepare` refuses whatever the data: before they are downloaded."""
+    if not arms:
+        raise ConfigError("arms: at least one is needed")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds={list(seeds)}: at least one is needed, and none twice")
+    for arm, config in arms.items():
+        if not is_name(arm) or not arm.strip() or not arm.isprintable():
+            raise ConfigError(f"arm name {short(arm)}: must be a text that can be printed, and not too long")
+        for seed in seeds:
+            replace(config, seed=seed)  # refuses a seed out of range
+
+
+def check_spread(spread: str) -> None:
+    """Raise ConfigError for a way of sharing devices that there is not, or not here."""
+    if spread not in ("data", "runs"):
+        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
+    if spread == "runs" and several():
+        raise ConfigError(
+            "a run a device (--devices runs) needs one process that has all devices: start one process; on several "
+            "machines give each its own seeds and comparison, and the same output folder"
+        )
+
+
+def _with_precision(
+    arms: Mapping[str, TrainConfig], begun: Mapping[str, Any], device: jax.Device
+) -> dict[str, TrainConfig]:
+    """`arms` with the precision that "auto" stands for: the arm's own where the comparison was begun, maybe on another
+    device; for a new arm that of all others, where they have one; else that which suits `device`."""
+    recorded = {arm: with_new_fields(config)["model"]["precision"] for arm, config in begun.items()}
+    common = recorded.popitem()[1] if len(set(recorded.values())) == 1 else "auto"
+
+    def settled(arm: str, config: TrainConfig) -> TrainConfig:
+        if config.model.precision == "auto":
+            config = replace(config, model=replace(config.model, precision=recorded.get(arm, common)))
+        return resolved(config, device)
+
+    return {arm: settled(arm, config) for arm, config in arms.items()}
+
+
+# ------------------------------------------------------------------------------------- a comparison that was begun
+
+
+def read_begun(folder: Path) -> dict[str, Any] | None:
+    """The comparison.json in `folder`, None where nothing is yet. Raises ResultsError for a folder of other things."""
+    if comparison_path(folder).exists():
+        return read_comparison(folder)
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ResultsError(f"{folder}: holds other files and no comparison.json; {_ELSEWHERE}")
+    return None
+
+
+def check_begun(begun: Mapping[str, Any] | None, plan: Plan) -> None:
+    """Raise ResultsError unless `plan` continues the comparison that was begun in its folder: it may add arms and
+    seeds, and changes and drops none."""
+    if begun is None:
+        return
+    both = [arm for arm in begun["arms"] if arm in plan.arms]
+    theirs = {key: begun[key] for key in ("protocol", "dataset")}
+    mine = {"protocol": plan.protocol, "dataset": plan.dataset}
+    theirs["arms"] = {arm: with_new_fields(begun["arms"][arm]) for arm in both}
+    mine["arms"] = {arm: _without_seed(plan.arms[arm]) for arm in both}
+    if changed := _in_all_arms(differing_fields(theirs, mine), both):
+        raise ResultsError(
+            f"{plan.folder}: holds another comparison ({'; '.join(changed)}); use the old settings, or {_ELSEWHERE}"
+        )
+    dropped = [f"arm {arm!r}" for arm in begun["arms"] if arm not in plan.arms]
+    dropped += [f"seed {seed}" for seed in begun["seeds"] if seed not in plan.seeds]
+    if dropped:
+        raise ResultsError(
+            f"{plan.folder}: also holds {', '.join(dropped)}; name all of them, as a comparison only grows, or "
+            f"{_ELSEWHERE}"
+        )
+
+
+def _in_all_arms(lines: list[str], arms: list[str]) -> list[str]:
+    """`lines` of `differing_fields`, with what is the same in every one of several arms said once."""
+    of = [{line.removeprefix(f"arms.{arm}.") for line in lines if line.startswith(f"arms.{arm}.")} for arm in arms]
+    common = sorted(set.intersection(*of)) if len(of) > 1 else []
+    said = {f"arms.{arm}.{line}" for arm in arms for line in common}
+    return [*(f"in every arm {line}" for line in common), *(line for line in lines if line not in said)]
+
+
+def _without_seed(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name != "seed"}
+
+
+# ------------------------ TO BE REMOVED AT MERGE: `data.dataset.check_data` and `training.engine.check_devices` replace
+
+
+def check_data(config: TrainConfig, data: Dataset) -> int:
+    """The number of training images of a run. Raises DataError or ConfigError where data and config do not fit."""
+    for name, (images, labels) in (("train", data.train), ("test", data.test)):
+        fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and len(images) > 0
+        if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"{name} split: expected uint8 images (N, 32, 32, 3) and int32 labels (N,)")
+        if labels.min() < 0 or labels.max() >= config.model.num_classes:
+            raise ConfigError(f"num_classes={config.model.num_classes}: the data set has other {name} labels")
+    size = data.train.num_examples if config.train_size is None else config.train_size
+    if size > data.train.num_examples:
+        raise ConfigError(f"train_size={size}: the data set has {data.train.num_examples} training images")
+    if config.val_size >= size:
+        raise ConfigError(f"val_size={config.val_size}: must be at least 0 and below the {size} training images")
+    return size - config.val_size
+
+
+def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None:
+    if config.batch_size % num_devices:
+        raise ConfigError(f"batch_size={config.batch_size}: must be a multiple of the {num_devices} devices")
+    if config.batch_size > num_train:
+        raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")
