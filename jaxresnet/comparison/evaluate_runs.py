@@ -18,10 +18,13 @@ from jaxresnet.data.dataset import Dataset
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_bytes, write_json, write_text
 from jaxresnet.hardware import environment
-from jaxresnet.reporting.figure_evaluation import draw_confusion, draw_mistakes
-from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text
+from jaxresnet.reporting.comparison import make_title as title
+from jaxresnet.reporting.evaluation import draw_mistakes, make_confusion
+from jaxresnet.reporting.figures import to_png
+from jaxresnet.reporting.tables import aligned, as_markdown, markdown_text
+from jaxresnet.reporting.tables import as_environment as as_bullets
 from jaxresnet.results.evaluation_file import evaluation_path, read_evaluation
-from jaxresnet.results.findings import SELECTED_ON, title
+from jaxresnet.results.findings import SELECTED_ON
 from jaxresnet.results.store import Results, Run, checkpoint_path, read_results, slug
 from jaxresnet.training.predict import predict
 
@@ -57,8 +60,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         if run is runs[0]:
             first_mistakes = worst_mistakes(probabilities, data.test.labels, NUM_MISTAKES)
     evaluation = _evaluation(results, data, runs, confusion, first_mistakes, gone)
-    worst = f"seed {runs[0].seed}: the most confident mistakes (true class, predicted class and its probability)"
-    sheet = draw_mistakes(data.test.images, first_mistakes, data.class_names, f"{_heading(evaluation)}, {worst}")
+    sheet = draw_mistakes(data.test.images, evaluation)
     write_bytes(results.folder / "mistakes.png", sheet)
     _write(results.folder, evaluation)
     write_json(evaluation_path(results.folder), evaluation)
@@ -78,15 +80,8 @@ def render_evaluation(folder: str | Path) -> None:
 def _write(folder: Path, evaluation: dict[str, Any]) -> None:
     """Write what evaluation.json is enough for."""
     text = _markdown(evaluation)
-    seeds = evaluation["seeds"]
-    note = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    mean = np.array(evaluation["confusion_summed_over_seeds"]) / len(seeds)
-    write_bytes(folder / "confusion.png", draw_confusion(mean, evaluation["class_names"], _heading(evaluation), note))
+    write_bytes(folder / "confusion.png", to_png(lambda: make_confusion(evaluation)))
     write_text(folder / "evaluation.md", text)
-
-
-def _heading(evaluation: dict[str, Any]) -> str:
-    return f"{evaluation['title']}, {evaluation['selection']}"
 
 
 def _gone(results: Results, arm: str, seeds: list[int]) -> str:

@@ -24,8 +24,10 @@ from jaxresnet.hardware import environment
 from jaxresnet.nn.summary import PARAMETER_BUDGET, count_macs, layers
 from jaxresnet.optim.optimizers import hypers_of
 from jaxresnet.recipes import published
-from jaxresnet.reporting.figure_models import draw_models
-from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text, without_columns
+from jaxresnet.reporting.figures import to_png
+from jaxresnet.reporting.models import make_models
+from jaxresnet.reporting.tables import aligned, as_markdown, markdown_text, without_columns
+from jaxresnet.reporting.tables import as_environment as as_bullets
 from jaxresnet.results.measurement import NAME, measurement_path, read_measurement
 from jaxresnet.training.engine import make_engine, replicate
 
@@ -199,7 +201,7 @@ def _write(folder: Path, measurement: dict[str, Any]) -> str:
         as_bullets(measurement["environment"]),
     ]
     write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
-    write_bytes(folder / "model_parameters.png", draw_models(measurement, PARAMETER_BUDGET))
+    write_bytes(folder / "model_parameters.png", to_png(lambda: make_models(measurement)))
     narrow = without_columns(table, ["least to most"])  # the terminal has no room for all
     return "\n".join([aligned(narrow), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
 
