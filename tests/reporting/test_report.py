@@ -8,12 +8,15 @@ import sys
 import pytest
 from support.fake_results import ADAM, LOOKAHEAD, change_rows, fake_comparison, fake_measurement, fake_reproduction
 from test_page import read
+from test_reporting_evaluation import EVALUATION
 
 from jaxresnet.__main__ import main
 from jaxresnet.errors import ResultsError
+from jaxresnet.files import write_json
 from jaxresnet.reporting.comparison import describe_comparison, make_summary
 from jaxresnet.reporting.report import render, render_tree
 from jaxresnet.reporting.reproduction import NOT_REPRODUCED
+from jaxresnet.results.evaluation_file import evaluation_path
 from jaxresnet.results.findings import SYNTHETIC, findings
 from jaxresnet.results.store import read_results
 
@@ -36,20 +39,16 @@ def test_everything_of_a_comparison_is_written_and_again_the_same(tmp_path):
     assert render(tmp_path) == report and [path.read_bytes() for path in paths] == before
 
 
-def test_the_table_fits_a_terminal(tmp_path):
-    fake_comparison(tmp_path, published={ADAM: {"best": 90.78, "last": 90.78, "source": "x"}})
+def test_the_table_fits_a_terminal_and_what_is_missing_is_said(tmp_path):
+    fake_comparison(tmp_path, not_begun=[(ADAM, 2)], published={ADAM: {"best": 90.78, "last": 90.78, "source": "x"}})
     for arm in (ADAM, LOOKAHEAD):
-        for seed in range(3):
+        for seed in range(2):
             change_rows(tmp_path, arm, seed, lambda row: row.update(test_accuracy=60.0))
-    table = render(tmp_path).table.split("\n\n")[1]
+    report = render(tmp_path)
+    assert not report.complete and "Incomplete: some runs have not finished." in read(report.html).shown
+    table = report.table.split("\n\n")[1]
     assert max(map(len, table.splitlines())) <= 120 and "too wide" not in table
     assert "per seed (%)" in table and "90.78 / 90.78" in table
-
-
-def test_an_incomplete_comparison_renders_what_there_is(tmp_path):
-    report = render(fake_comparison(tmp_path, unfinished=[(ADAM, 1)], not_begun=[(ADAM, 2)]))
-    assert not report.complete and "(incomplete: 4 of 6 runs)" in report.table.splitlines()[0]
-    assert "Incomplete: some runs have not finished." in read(report.html).shown
 
 
 def damaged(folder):
@@ -118,8 +117,13 @@ def test_a_tree_of_comparisons_makes_one_page(tmp_path):
     assert tree.table == NOT_REPRODUCED in read(tree.html).shown and not list(tmp_path.glob("reproduction.*"))
 
 
-def test_a_damaged_evaluation_is_named_and_the_others_are_shown(tmp_path):
-    (results_tree(tmp_path) / "demo" / "evaluation.json").write_text('{"title": "x"')
+def test_an_evaluation_is_drawn_with_its_comparison_and_named_where_it_is_damaged(tmp_path):
+    path = evaluation_path(results_tree(tmp_path) / "demo")
+    write_json(path, EVALUATION)
+    tree = render_tree(tmp_path)
+    page = read(tree.reports["demo"].html)
+    assert "Confusion matrix" in page.shown and "confusion.png" in page.shown and len(page.loads) == 2
+    path.write_text('{"title": "x"')
     tree = render_tree(tmp_path)
     assert set(tree.skipped) == {"damaged", "photos", "demo"} and "demo" not in tree.reports
     assert "evaluation.json, line 1: cut off" in " ".join(read(tree.html).shown)
