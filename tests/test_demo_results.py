@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from jaxresnet.cli.experiment import DEMO_TEST, Experiment
-from jaxresnet.comparison.evaluation import ROUNDING
+from jaxresnet.comparison.evaluate_runs import ROUNDING
+from jaxresnet.comparison.model_costs import count_parameters
 from jaxresnet.data.synthetic import make_synthetic
-from jaxresnet.nn.resnet import count_params
-from jaxresnet.nn.summary import PARAMETER_BUDGET
-from jaxresnet.reporting.figure_models import make_models
-from jaxresnet.reporting.figures import make_figure
+from jaxresnet.reporting.comparison import describe_comparison
+from jaxresnet.reporting.figures import make_curves
+from jaxresnet.reporting.models import make_models
 from jaxresnet.results.findings import findings
-from jaxresnet.results.schemas import read_measurement
-from jaxresnet.results.store import read_results
+from jaxresnet.results.measurement import read_measurement
+from jaxresnet.results.store import read_results, scores_path
 
 ROOT = os.environ.get("JAXRESNET_DEMOS")
 pytestmark = pytest.mark.skipif(not ROOT, reason="set JAXRESNET_DEMOS to the folder of the demos' results")
@@ -69,7 +69,8 @@ def test_every_comparison_is_complete_and_finite():
 
 def test_every_table_has_a_row_an_arm_and_the_three_selections():
     for name, arms in comparisons():
-        header, *rows = findings(read_results(folder(name))).table
+        results = read_results(folder(name))
+        header, *rows = describe_comparison(results, findings(results)).table
         assert [row[0] for row in rows] == list(arms), name
         for column in ("best epoch on the validation set", "last epoch", "best epoch on the test set (as published)"):
             (place,) = [i for i, title in enumerate(header) if column in title]
@@ -82,7 +83,7 @@ def test_every_table_has_a_row_an_arm_and_the_three_selections():
 def test_every_figure_has_two_curves_an_arm_and_a_legend_of_all_arms():
     for name, arms in comparisons():
         results = read_results(folder(name))
-        figure = make_figure(results, "title", "as published")
+        figure = make_curves(results, "title")
         loss, accuracy = figure.axes
         for axes, unit in ((loss, "nats"), (accuracy, "%")):
             labels = [line.get_label() for line in axes.lines]
@@ -116,10 +117,10 @@ def test_the_measured_models():
     del cells["---"]
     assert list(cells) == list(measured["models"])
     for name, model in models.items():  # of the networks at full width
-        assert f"{count_params(model):,}" in cells[name], name
+        assert f"{count_parameters(model):,}" in cells[name], name
         assert (cells[name][-3] != "") == (name in timed), name
 
-    figure = make_models(measured, PARAMETER_BUDGET)
+    figure = make_models(measured)
     for axes, key in zip(figure.axes, ("params", "macs"), strict=True):
         marks = [line for line in axes.lines if line.get_marker() == "o"]
         drawn = [(float(mark.get_xdata()[0]), float(mark.get_ydata()[0])) for mark in marks]
@@ -139,7 +140,7 @@ def test_the_evaluation_of_the_final_model():
         found = evaluation["runs"][str(seed)]
         matrix = np.array(found["confusion"])
         assert matrix.sum(1).tolist() == of_each_class.tolist(), seed
-        recorded = run.scores["test_accuracy"]
+        recorded = json.loads(scores_path(at, run.arm, seed).read_text())["test_accuracy"]
         accuracy = 100 * np.trace(matrix) / DEMO_TEST
         assert accuracy == pytest.approx(recorded, abs=100 * ROUNDING + 1e-6), seed
         assert found["test_accuracy"] == pytest.approx(accuracy) and found["recorded_test_accuracy"] == recorded, seed

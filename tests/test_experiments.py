@@ -26,6 +26,7 @@ from jaxresnet.cli.options import parse
 from jaxresnet.comparison.compare import check_comparison
 from jaxresnet.config import field_names, field_value
 from jaxresnet.recipes import intended_run
+from jaxresnet.reporting.comparison import describe_comparison
 from jaxresnet.results.findings import findings
 from jaxresnet.results.store import read_results
 
@@ -250,7 +251,8 @@ def check_results(folder, name, num_epochs, printed):
         assert [int(n) for n in epochs] == list(range(1, length + 1)), arm
     assert len(summary["comparison"]["pairs"]) == math.comb(len(arms), 2)
     assert "synthetic data, not CIFAR-10" in printed.splitlines()[0]
-    assert "\n".join(findings(read_results(folder)).brief) in printed
+    results = read_results(folder)
+    assert "\n".join(describe_comparison(results, findings(results)).brief) in printed
     config = json.loads((folder / "config.json").read_text())
     assert config["dataset"]["synthetic"] and config["published"] == {}
     assert all(config["arms"][arm]["model"]["width"] == 4 for arm in arms)

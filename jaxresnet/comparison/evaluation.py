@@ -15,12 +15,12 @@ import numpy as np
 
 from jaxresnet.data.dataset import Dataset
 from jaxresnet.errors import ResultsError
-from jaxresnet.files import write_bytes, write_json, write_text
+from jaxresnet.files import write_bytes, write_json
 from jaxresnet.hardware import environment
-from jaxresnet.reporting.figure_evaluation import draw_confusion, draw_mistakes
-from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text
-from jaxresnet.results.findings import SELECTED_ON, title
-from jaxresnet.results.schemas import evaluation_path, read_evaluation
+from jaxresnet.reporting.comparison import make_title
+from jaxresnet.reporting.evaluation import draw_mistakes, render_evaluation
+from jaxresnet.results.findings import SELECTED_ON
+from jaxresnet.results.schemas import evaluation_path
 from jaxresnet.results.store import CHECKPOINTS, Results, Run, read_results
 from jaxresnet.training.predict import predict
 
@@ -55,8 +55,14 @@ class Mistake(NamedTuple):
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """(num_classes, num_classes) int64: how many images of the row's true class were taken for the column's class.
 
-    labels, predictions: (N,) integers, 0..num_classes - 1.
+    labels, predictions: (N,) integers, 0..num_classes - 1. Raises ValueError for other shapes or classes.
     """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape or labels.ndim != 1:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape}: expected the same (N,)")
+    both = np.concatenate([labels, predictions])
+    if both.size and not (both.min() >= 0 and both.max() < num_classes):
+        raise ValueError(f"classes go from {both.min()} to {both.max()}: expected 0 to {num_classes - 1}")
     pairs = labels.astype(np.int64) * num_classes + predictions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -78,12 +84,14 @@ def per_class(confusion: np.ndarray) -> list[ClassScore]:
     return scores
 
 
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """(low, high), each 0..1: Wilson's 95 % score interval for a proportion (Wilson 1927). successes: maybe a mean.
+def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """(low, high), each 0..1: Wilson's score interval for a proportion (Wilson 1927), 95 % by default.
 
     Unlike mean plus or minus z standard errors it stays within 0..1, and has a width where nothing or all succeeded.
     """
-    z, p = Z_95, successes / n
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n}: expected 0 to n successes, and n of at least 1")
+    p = successes / n
     scale = 1 / (1 + z * z / n)
     centre = scale * (p + z * z / (2 * n))
     half = scale * z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -131,10 +139,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         if run is runs[0]:
             mistakes = worst_mistakes(probabilities, data.test.labels, NUM_MISTAKES)
     evaluation = _evaluation(results, data, runs, confusion, mistakes, [run.seed for run in gone])
-    worst = f"seed {runs[0].seed}: the most confident mistakes (true class, predicted class and its probability)"
-    heading = f"{evaluation['title']}, {evaluation['selection']}, {worst}"
-    sheet = draw_mistakes(data.test.images, mistakes, data.class_names, heading)
-    write_bytes(results.folder / "mistakes.png", sheet)
+    write_bytes(results.folder / "mistakes.png", draw_mistakes(data.test.images, evaluation))
     write_json(evaluation_path(results.folder), evaluation)
     return render_evaluation(results.folder)
 
@@ -166,7 +171,7 @@ def _evaluation(
     low, high = wilson_interval(float(np.trace(mean)), n)
     chosen = [SELECTED_ON[run.scores["selection"]] for run in runs if run.scores]
     return {
-        "title": title(results),
+        "title": make_title(results),
         "arm": runs[0].arm,
         "dataset": results.config["dataset"],
         "selection": " / ".join(dict.fromkeys(chosen)),
@@ -194,103 +199,3 @@ def _evaluation(
         "mistakes": {"seed": runs[0].seed, "worst_first": [mistake._asdict() for mistake in mistakes]},
         "environment": environment(),
     }
-
-
-# -------------------------------------------- DRAWING: MOVES TO reporting/ AT MERGE, render_evaluation is its one entry
-
-
-def render_evaluation(folder: str | Path) -> str:
-    """Write evaluation.md and confusion.png from the evaluation.json in `folder`, and return the table to print. The
-    sheet of mistakes stays as it is: it shows images, which only the data set has.
-
-    Raises ResultsError where evaluation.json is damaged or foreign; then nothing is written.
-    """
-    folder = Path(folder)
-    evaluation = read_evaluation(folder)
-    text = _markdown(evaluation)
-    seeds = evaluation["seeds"]
-    note = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    mean = np.array(evaluation["confusion_summed_over_seeds"]) / len(seeds)
-    write_bytes(folder / "confusion.png", draw_confusion(mean, evaluation["class_names"], _heading(evaluation), note))
-    write_text(folder / "evaluation.md", text)
-    paths = [f"{name:<10}{folder / name}.png" for name in ("confusion", "mistakes")]
-    return "\n".join([aligned(_class_table(evaluation)), "", *_notes(evaluation), "", *paths])
-
-
-def _heading(evaluation: dict[str, Any]) -> str:
-    return f"{evaluation['title']}, {evaluation['selection']}"
-
-
-def _class_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """A row a class, and one for all of them."""
-    runs = list(evaluation["runs"].values())
-    names = evaluation["class_names"]
-    mean = "accuracy (%)" if len(runs) == 1 else f"accuracy (%), mean of {len(runs)} seeds"
-    per_seed = [] if len(runs) == 1 else [f"seeds {', '.join(evaluation['runs'])} (%)"]
-    rows = [["class", "test images", mean, "95 % interval (%)", *per_seed, "most often taken for"]]
-    for index, score in enumerate(evaluation["mean_over_seeds"]["classes"]):
-        if not score["n"]:
-            rows.append([names[index], "0", *[""] * (len(rows[0]) - 2)])
-            continue
-        values = [", ".join(f"{run['classes'][index]['accuracy']:.1f}" for run in runs)] if per_seed else []
-        wrong = np.array(evaluation["confusion_summed_over_seeds"][index])
-        wrong[index] = 0
-        share = 100 * wrong.max() / (score["n"] * len(runs))
-        other = f"{names[int(wrong.argmax())]} ({share:.1f} %)" if wrong.any() else "nothing else"
-        interval = f"{score['low']:.1f} to {score['high']:.1f}"
-        rows.append([names[index], f"{score['n']:,}", f"{score['accuracy']:.1f}", interval, *values, other])
-    total = evaluation["mean_over_seeds"]
-    low, high = total["interval_95"]
-    values = [", ".join(f"{run['test_accuracy']:.2f}" for run in runs)] if per_seed else []
-    all_of_them = f"{evaluation['num_test']:,}", f"{total['test_accuracy']:.2f}", f"{low:.2f} to {high:.2f}"
-    return [*rows, ["all", *all_of_them, *values, ""]]
-
-
-def _notes(evaluation: dict[str, Any]) -> list[str]:
-    """What a reader has to know to read the numbers, a sentence a line."""
-    runs = evaluation["runs"]
-    seeds = ", ".join(runs)
-    half_an_image = 50 / evaluation["num_test"]  # percent
-    again = [
-        f"seed {seed} {run['test_accuracy']:.2f} %, recorded {run['recorded_test_accuracy']:.2f} %"
-        for seed, run in runs.items()
-        if abs(run["test_accuracy"] - run["recorded_test_accuracy"]) > half_an_image
-    ]
-    agree = (
-        "with other rounding than when they were recorded" if again else "which give the recorded test accuracy exactly"
-    )
-    notes = [
-        f"Predicted from the checkpoints of seed{'s' * (len(runs) > 1)} {seeds} ({evaluation['selection']}), {agree}.",
-        *([f"Predicted again: {'; '.join(again)}."] if again else []),
-        "Interval: Wilson's, for the number of test images of the class. "
-        + ("More seeds do not make it narrower, as all see the same images." if len(runs) > 1 else "One seed."),
-    ]
-    if gone := evaluation["seeds_without_checkpoint"]:
-        notes.append(f"Not evaluated, as their checkpoints are gone: seeds {', '.join(map(str, gone))}.")
-    return notes
-
-
-def _markdown(evaluation: dict[str, Any]) -> str:
-    names, runs = evaluation["class_names"], evaluation["runs"]
-    matrix = evaluation["confusion_summed_over_seeds"]
-    counted = f"summed over seeds {', '.join(runs)}" if len(runs) > 1 else f"seed {next(iter(runs))}"
-    confusion = [["true \\ predicted", *names]]
-    confusion += [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, matrix, strict=True)]
-    mistakes = [["test image (from 0)", "true class", "predicted class", "probability (%)"]]
-    for one in evaluation["mistakes"]["worst_first"]:
-        true, predicted = names[one["true"]], names[one["predicted"]]
-        mistakes.append([str(one["image"]), true, predicted, f"{100 * one['probability']:.2f}"])
-    blocks = [
-        f"# Evaluation of {markdown_text(evaluation['title'])}",
-        as_markdown(_class_table(evaluation)),
-        "\n".join(f"- {markdown_text(note)}" for note in _notes(evaluation)),
-        f"## Confusion matrix\n\nTest images, {counted}.",
-        as_markdown(confusion),
-        "![Confusion matrix](confusion.png)",
-        f"## Worst mistakes\n\nSeed {evaluation['mistakes']['seed']}, the highest probability of a wrong class first.",
-        as_markdown(mistakes),
-        "![The worst mistakes](mistakes.png)",
-        "## Environment",
-        as_bullets(evaluation["environment"]),
-    ]
-    return "\n\n".join(blocks) + "\n"

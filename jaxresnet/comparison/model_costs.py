@@ -15,14 +15,13 @@ import numpy as np
 
 from jaxresnet.config import ModelConfig, to_dict
 from jaxresnet.data.dataset import Dataset, Split
-from jaxresnet.files import write_bytes, write_json, write_text
+from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.resnet import count_params
-from jaxresnet.nn.summary import PARAMETER_BUDGET, count_macs
+from jaxresnet.nn.summary import count_macs
 from jaxresnet.recipes import problem_as_published, problem_here, published
-from jaxresnet.reporting.figure_models import draw_models
-from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text, without_columns
-from jaxresnet.results.schemas import MEASUREMENT, measurement_path, read_measurement
+from jaxresnet.reporting.models import render_models
+from jaxresnet.results.schemas import MEASUREMENT, measurement_path
 from jaxresnet.training.fit import fit
 
 DEMO_WIDTH = 4  # the demo's networks have this fraction of the width: 1 / 4
@@ -103,74 +102,3 @@ def _counts(model: ModelConfig) -> dict[str, Any]:
 def _medians(seconds: list[float] | None) -> dict[str, Any]:
     """seconds: a step's, one number a round; None for what does not run."""
     return {"median_step_seconds": statistics.median(seconds) if seconds else None, "step_seconds": seconds}
-
-
-# ------------------------------------------------ DRAWING: MOVES TO reporting/ AT MERGE, render_models is its one entry
-
-
-def render_models(folder: str | Path) -> str:
-    """Write table and figure from the measurement.json in `folder`, and return the table to print.
-
-    Raises ResultsError where that is damaged or foreign."""
-    folder = Path(folder)
-    measurement = read_measurement(folder)
-    table, notes = _table(measurement), _notes(measurement)
-    blocks = [
-        "# Parameters, multiply-adds and step time of the published configurations",
-        as_markdown(table),
-        "\n".join(f"- {markdown_text(note)}" for note in notes),
-        "![Parameters and multiply-adds against step time](model_parameters.png)",
-        "## Environment",
-        as_bullets(measurement["environment"]),
-    ]
-    write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
-    write_bytes(folder / "model_parameters.png", draw_models(measurement, PARAMETER_BUDGET))
-    narrow = without_columns(table, ["least to most"])  # the terminal has no room for all
-    return "\n".join([aligned(narrow), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
-
-
-def _table(measurement: dict[str, Any]) -> list[list[str]]:
-    header = [
-        *("network", "blocks", "width", "shortcut", "pool", "parameters", "multiply-adds", "as published", "here"),
-        *("step (ms)", "least to most", "images/s"),
-    ]
-    rows = [header]
-    batch_size = measurement["timing"]["batch_size"]
-    for name, one in measurement["models"].items():
-        model, seconds = one["model"], one["step_seconds"]
-        kernel, pool = model["shortcut_kernel"], model["pool_size"]
-        verdicts = ["fails" if one["problem_as_published"] else "runs", "refused" if one["problem_here"] else "runs"]
-        timing = ["", "", ""]
-        if seconds:
-            median = one["median_step_seconds"]
-            spread = f"{_ms(min(seconds))} to {_ms(max(seconds))}"
-            timing = [_ms(median), spread, f"{batch_size / median:,.0f}"]
-        blocks, width = ",".join(map(str, model["stage_sizes"])), str(model["width"])
-        shape = [blocks, width, f"{kernel}x{kernel}", f"{pool}x{pool}"]
-        rows.append([name, *shape, f"{one['params']:,}", f"{one['macs']:,}", *verdicts, *timing])
-    return rows
-
-
-def _ms(seconds: float) -> str:
-    """Milliseconds with three digits or more."""
-    ms = 1000 * seconds
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}"
-
-
-def _notes(measurement: dict[str, Any]) -> list[str]:
-    """What a reader has to know to read the table, a sentence a line."""
-    timing, device = measurement["timing"], measurement["environment"]["device"]
-    width = "" if timing["width"] == "full" else f", of networks with {timing['width']} of the width given here"
-    notes = [
-        f"Step: {timing['what']}, batch {timing['batch_size']}, {timing['precision']}{width}, on {device}; median of "
-        f"{timing['rounds']} rounds of {timing['steps_a_round']} in which the networks take turns.",
-        "Multiply-adds: of the forward pass for one image. Parameters: trainable ones; the budget is "
-        f"{PARAMETER_BUDGET:,}.",
-    ]
-    for key, what in (("problem_as_published", "as published"), ("problem_here", "here")):
-        reasons: dict[str, list[str]] = {}
-        for name, one in measurement["models"].items():
-            if one[key]:
-                reasons.setdefault(one[key], []).append(name)
-        notes += [f"{' and '.join(names)} {what}: {reason}." for reason, names in reasons.items()]
-    return notes

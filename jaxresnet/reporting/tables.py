@@ -1,17 +1,15 @@
-"""A table, given as rows of text with the header first, for a terminal, for Markdown and for HTML; and its numbers."""
+"""A table, given as rows of text with the header first, for a terminal and for Markdown (for HTML see `page`)."""
 
-import html
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxresnet.results.statistics import describe
+from jaxresnet.results.statistics import mean_and_sd
 
 Table = Sequence[Sequence[str]]
 
-SHORT = 26  # a cell with fewer characters keeps to one line
-WIDTH = 120  # of a terminal that holds a table without breaking its lines, characters
+WIDTH = 120  # characters of a terminal that holds a table without breaking its lines
 
 
 def mean_sd(values: Iterable[float]) -> str:
@@ -19,8 +17,13 @@ def mean_sd(values: Iterable[float]) -> str:
     values = list(values)
     if not values:
         return ""
-    arm = describe(values)
-    return f"{arm.mean:.2f}" if arm.sd is None else f"{arm.mean:.2f} ± {arm.sd:.2f}"
+    mean, sd = mean_and_sd(values)
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+
+
+def from_columns(columns: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """{header: cells} as a table."""
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
 def without_columns(table: Table, headers: Collection[str]) -> list[list[str]]:
@@ -63,8 +66,12 @@ def as_markdown(table: Table) -> str:
     return "\n".join([line(table[0]), line(["---"] * len(table[0])), *map(line, table[1:])])
 
 
-def as_bullets(values: Mapping[str, Any]) -> str:
-    """A Markdown list of names and values, for example of an environment; those that are None are left out."""
+def as_bullets(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_text(text)}" for text in texts)
+
+
+def as_environment(values: Mapping[str, Any]) -> str:
+    """A Markdown list of names and values; those that are None are left out."""
     shown = {
         name: " ".join(str(value).split("\n")).replace("`", "'") for name, value in values.items() if value is not None
     }
@@ -75,19 +82,3 @@ def markdown_text(text: str) -> str:
     """`text` on one line of Markdown, without tags, pictures, links and definitions of links that it may hold."""
     text = " ".join(text.split("\n")).replace("<", "&lt;")
     return re.sub(r"\](?=[(:\[])", r"]\\", text)
-
-
-def is_short(cell: str) -> bool:
-    """Whether an HTML cell gets the class "short", for a style that keeps numbers on one line."""
-    return len(cell) < SHORT
-
-
-def as_html(table: Table) -> str:
-    """A <table> in a <div> that scrolls sideways where the screen is narrow. Every cell is escaped."""
-
-    def cell(text: str) -> str:
-        return f"<td{' class=short' if is_short(text) else ''}>{html.escape(text)}</td>"
-
-    head = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in table[0]) + "</tr>"
-    body = "\n".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in table[1:])
-    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'

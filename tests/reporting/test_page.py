@@ -1,16 +1,23 @@
 """report.html: one file that needs nothing else, in which every text from a results folder is escaped."""
 
 import base64
-import io
 import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
-from support.fake_results import ADAM, LOOKAHEAD, fake_comparison
+from support.fake_results import fake_comparison
 
-from jaxresnet.reporting import page
+import jaxresnet.reporting
+from jaxresnet.reporting.comparison import describe_comparison
+from jaxresnet.reporting.page import LARGEST, Section, make_page, make_tree_page, markdown_to_html
 from jaxresnet.reporting.report import render
+from jaxresnet.reporting.reproduction import Drawn
+from jaxresnet.results.findings import findings
+from jaxresnet.results.store import read_results
 
 VOID = {"meta", "img", "br"}
 
@@ -46,40 +53,36 @@ def read(path):
 
 
 def test_a_comparison_has_everything_in_one_file(tmp_path):
-    report = render(fake_comparison(tmp_path, arms=(LOOKAHEAD, ADAM)))
-    read_page = read(report.html)
-    shown = " ".join(read_page.shown)
-    for text in (
+    report = render(fake_comparison(tmp_path))
+    text = report.html.read_text()
+    page = Reader(text)
+    shown = " ".join(page.shown)
+    for expected in (
         "adam_lookahead: intended protocol, cifar10",
         report.verdict,
         "best epoch on the validation set",
         "Evaluated weights: Adam + Lookahead slow, Adam fast.",
-        "Data: name cifar10, synthetic False, num_test 10000.",
+        "Data: name cifar10, num_test 10000.",
         "python experiments/x.py",
     ):
-        assert text in shown
-    (source,) = read_page.loads
+        assert expected in shown
+    (source,) = page.loads
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == report.figure.read_bytes()
-    assert read_page.tags.count("details") == 2  # settings, in which the arms do not differ, and the environment
-
-
-def test_nothing_is_loaded_and_nothing_runs(tmp_path):
-    text = render(fake_comparison(tmp_path)).html.read_text()
-    read_page = Reader(text)
-    assert not {"script", "link", "iframe", "object", "form"} & set(read_page.tags)
-    assert all(source.startswith("data:image/png;base64,") for source in read_page.loads)
-    assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
-    assert "@import" not in text and "url(" not in text
+    assert page.tags.count("details") == 2  # settings, in which the arms do not differ, and the environment
+    # Nothing is loaded from elsewhere, and nothing runs.
+    assert not {"script", "link", "iframe", "object", "form"} & set(page.tags) and "default-src 'none'" in text
+    assert not re.search(r"https?://|@import|url\(", text)
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text and "@media print" in text
 
 
-def test_settings_in_which_the_arms_differ_are_open():
-    arms = {"A": {"batch_size": 128, "optim": {"b1": 0.9}}, "B": {"batch_size": 128, "optim": {"b1": 0.95}}}
-    html = page._settings(arms)
-    first, second = html.split("</details>")[:2]
+def test_settings_in_which_the_arms_differ_are_open(tmp_path):
+    results = read_results(fake_comparison(tmp_path, arms=("A", "B")))
+    results.config["arms"] = {name: {"batch_size": 128, "optim": {"b1": b1}} for name, b1 in (("A", 0.9), ("B", 0.95))}
+    text = make_page(Section(tmp_path, "title", results, describe_comparison(results, findings(results)), b""))
+    first, second, _ = re.findall(r"<details.*?</details>", text, re.DOTALL)
     assert first.startswith("<details open><summary>Settings in which the arms differ") and "batch_size" not in first
-    assert re.search(r"optim\.b1</td><td class=short>0\.9</td><td class=short>0\.95<", first)
-    assert "<details><summary>All settings" in second and "batch_size" in second
+    assert re.search(r'optim\.b1</td><td class="short">0\.9</td><td class="short">0\.95<', first)
+    assert second.startswith("<details><summary>All settings") and "batch_size" in second
 
 
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=http://x onerror=alert(1)>', "a & b"])
@@ -92,9 +95,9 @@ def test_text_from_the_folder_is_escaped(tmp_path, evil):
         published={"B": {"best": 90.0, "source": evil}},
     )
     (tmp_path / "notes.md").write_text(f"# {evil}\n\n| {evil} |\n|---|\n| {evil} |\n")
-    read_page = read(render(tmp_path).html)
-    assert "script" not in read_page.tags and len(read_page.loads) == 1
-    assert sum(evil in text for text in "".join(read_page.shown).split("\n")) >= 6
+    page = read(render(tmp_path).html)
+    assert "script" not in page.tags and len(page.loads) == 1
+    assert sum(evil in text for text in "".join(page.shown).split("\n")) >= 6
 
 
 def test_extras_are_texts_and_pictures_that_are_not_the_reports_own(tmp_path):
@@ -103,22 +106,71 @@ def test_extras_are_texts_and_pictures_that_are_not_the_reports_own(tmp_path):
     (tmp_path / "summary.md").write_text("# Mine")
     (tmp_path / "evaluation.md").write_bytes(b"# Per class\n\ncaf\xe9\n")  # not UTF-8
     (tmp_path / "notes.txt").write_text("no")
-    html = page.extras(tmp_path)
-    assert "<h3>Per class</h3>" in html and "Mine" not in html and html.count("<img") == 1
-    assert html.index("confusion.png") < html.index("Per class")  # in the order of their names
-    source = re.search(r"base64,([^\"]+)", html)[1]
-    assert Image.open(io.BytesIO(base64.b64decode(source))).size == (4, 4)
-
-
-def test_an_extra_that_is_too_large_is_named(tmp_path):
-    (tmp_path / "huge.png").write_bytes(bytes(page.LARGEST + 1))
-    assert "huge.png is left out: larger than 4 MB." in page.extras(tmp_path)
+    (tmp_path / "huge.png").write_bytes(bytes(LARGEST + 1))
+    (tmp_path / "measurement.json").write_text("{}")
+    text = make_page(Section(tmp_path, "measurement"))
+    assert "<h3>Per class</h3>" in text and "Mine" not in text and text.count("<img") == 1
+    assert text.index("confusion.png") < text.index("Per class")  # in the order of their names
+    assert "huge.png is left out, as it is larger than 4 MB." in text
+    source = re.search(r"base64,([^\"]+)", text)[1]
+    assert base64.b64decode(source) == (tmp_path / "confusion.png").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["adam", "k=5, β=0.5", 'a "b" <c>', "100 %", "a#b"])
-def test_the_table_of_contents_leads_to_the_sections(name):
-    entry = page.Entry(name, "what it is", "<p>body</p>")
-    read_page = Reader(page.document("title", [page.contents([entry]), page.section(entry)]))
-    from urllib.parse import unquote
+def test_the_table_of_contents_leads_to_the_sections(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "measurement.json").write_text("{}")
+    text = make_tree_page("title", [Section(folder, "what it is")], {"bad <b>": "cut off"}, Drawn([], None, ["a note"]))
+    page = Reader(text)
+    assert [unquote(link) for link in page.links] == [f"#{name}" for name in page.ids] == [f"#s-{name}"]
+    assert "Skipped bad <b>: cut off" in page.shown and page.shown.count("what it is") == 2
 
-    assert [unquote(link) for link in read_page.links] == [f"#{name}" for name in read_page.ids] == [f"#s-{name}"]
+
+def test_the_template_is_part_of_the_package():
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (pattern,) = pyproject["tool"]["setuptools"]["package-data"]["jaxresnet.reporting"]
+    assert [path.name for path in Path(jaxresnet.reporting.__path__[0]).glob(pattern)] == ["page.html.jinja"]
+
+
+# ------------------------------------------------------------------------------------------------------- Markdown
+
+TEXT = """# Title
+
+Some **bold** text
+with `a < b` & <script>alert(1)</script>.
+## Numbers
+| arm | n \\| m |
+|---|---:|
+| **A** | 1 |
+| only one |
+
+![figure](figure.png)
+
+- first
+  goes on
+- second, see [the page](http://example.org)
+
+```
+x < y   # kept
+```
+"""
+
+
+def test_every_element_of_markdown():
+    html = markdown_to_html(TEXT)
+    assert "<h3>Title</h3>" in html and "<h4>Numbers</h4>" in html
+    assert "<p>Some <strong>bold</strong> text\nwith <code>a &lt; b</code> &amp; &lt;script&gt;alert(1)" in html
+    assert "<th>arm</th>" in html and "n | m</th>" in html
+    assert '<td class="short"><strong>A</strong></td>' in html
+    assert '<td class="short">only one</td>' in html
+    assert '<div class="wide"><table>' in html and "</table></div>" in html
+    assert "<li>first\ngoes on</li>" in html and "<li>second, see the page</li>" in html
+    assert "x &lt; y   # kept" in html and "<pre>" in html
+    assert "figure.png" not in html and "http" not in html and "<script" not in html
+
+
+@pytest.mark.parametrize("odd", ["|", "| a |\nno rule", "``` \nnever closed", "####### seven"])
+def test_text_that_only_looks_like_markdown_is_shown_and_obeys_nothing(odd):
+    html = markdown_to_html(odd + '\n\n<img src="http://x/y.png">\n\n[a](javascript:alert(1))')
+    assert "<table>" not in html and "<img" not in html and "href" not in html

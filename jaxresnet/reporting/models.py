@@ -1,0 +1,133 @@
+"""A measurement of networks, drawn from measurement.json: its table, notes and figure."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxresnet.files import write_bytes, write_text
+from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
+from jaxresnet.reporting.tables import aligned, as_bullets, as_environment, as_markdown, without_columns
+from jaxresnet.results.schemas import read_measurement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARAMETER_BUDGET = 5_000_000
+LEAST_TO_MOST = "least to most"  # the column that a terminal has no room for
+MOST_TICKS = 40  # of an axis; the published networks need 13
+
+
+def render_models(folder: str | Path) -> str:
+    """Write model_parameters.md and .png from the measurement.json in `folder`, and return the table to print.
+
+    Raises ResultsError where that is damaged or foreign."""
+    folder = Path(folder)
+    measurement = read_measurement(folder)
+    table, notes = _table(measurement), _notes(measurement)
+    blocks = [
+        "# Parameters, multiply-adds and step time of the published configurations",
+        as_markdown(table),
+        as_bullets(notes),
+        "![Parameters and multiply-adds against step time](model_parameters.png)",
+        "## Environment",
+        as_environment(measurement["environment"]),
+    ]
+    write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
+    write_bytes(folder / "model_parameters.png", to_png(lambda: make_models(measurement)))
+    narrow = without_columns(table, [LEAST_TO_MOST])
+    return "\n".join([aligned(narrow), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
+
+
+def _table(measurement: dict[str, Any]) -> list[list[str]]:
+    header = [
+        *("network", "blocks", "width", "shortcut", "pool", "parameters", "multiply-adds", "as published", "here"),
+        *("step (ms)", LEAST_TO_MOST, "images/s"),
+    ]
+    rows = [header]
+    for name, one in measurement["models"].items():
+        model, seconds = one["model"], one["step_seconds"]
+        kernel, pool = model["shortcut_kernel"], model["pool_size"]
+        shape = [",".join(map(str, model["stage_sizes"])), str(model["width"]), f"{kernel}x{kernel}", f"{pool}x{pool}"]
+        runs = ["fails" if one["problem_as_published"] else "runs", "refused" if one["problem_here"] else "runs"]
+        timing = ["", "", ""]
+        if seconds:
+            median = one["median_step_seconds"]
+            images_per_second = measurement["timing"]["batch_size"] / median
+            timing = [_ms(median), f"{_ms(min(seconds))} to {_ms(max(seconds))}", f"{images_per_second:,.0f}"]
+        rows.append([name, *shape, f"{one['params']:,}", f"{one['macs']:,}", *runs, *timing])
+    return rows
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds with three digits or more."""
+    ms = 1000 * seconds
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}"
+
+
+def _notes(measurement: dict[str, Any]) -> list[str]:
+    """What a reader has to know to read the table."""
+    timing, device = measurement["timing"], measurement["environment"]["device"]
+    width = "" if timing["width"] == "full" else f", of networks with {timing['width']} of the width given here"
+    notes = [
+        f"Step: {timing['what']}, batch {timing['batch_size']}, {timing['precision']}{width}, on {device}. The time is "
+        f"the median of {timing['rounds']} rounds of {timing['steps_a_round']}, in which the networks take turns.",
+        "Multiply-adds are those of the forward pass for one image. Parameters are the trainable ones; the budget is "
+        f"{PARAMETER_BUDGET:,}.",
+    ]
+    for key, what in (("problem_as_published", "as published"), ("problem_here", "here")):
+        reasons: dict[str, list[str]] = {}
+        for name, one in measurement["models"].items():
+            if one[key]:
+                reasons.setdefault(one[key], []).append(name)
+        notes += [f"{' and '.join(names)} {what}: {reason}." for reason, names in reasons.items()]
+    return notes
+
+
+def make_models(measurement: dict[str, Any]) -> "Figure":
+    """Step time (ms, median, with a bar from least to most over the rounds) against the millions of parameters, with
+    the budget as a line, and against the millions of multiply-adds.
+
+    A network that ran has a mark with its number, which the legend explains. The horizontal axes are logarithmic, as
+    most networks lie close."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator
+
+    timing = measurement["timing"]
+    ran = {name: one for name, one in measurement["models"].items() if one["step_seconds"]}
+    figure = Figure(figsize=(10, 5.4), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, spacing in ((left, "params", 1), (right, "macs", 50)):
+        for index, (name, one) in enumerate(ran.items()):
+            x, y = one[key] / 1e6, 1e3 * one["median_step_seconds"]
+            low, high = 1e3 * min(one["step_seconds"]), 1e3 * max(one["step_seconds"])
+            colour, mark = COLOURS[index % len(COLOURS)], _mark(name)
+            look: dict[str, Any] = {"markersize": 13, "markerfacecolor": "white", "markeredgewidth": 2}
+            axes.vlines(x, low, high, color=colour, linewidth=1.5)
+            axes.plot(x, y, "o", color=colour, label=f"{mark}: {_explained(name, one['model'])}", **look)
+            axes.text(x, y, mark, ha="center", va="center_baseline", fontsize=9)
+        values = [one[key] / 1e6 for one in ran.values()]
+        axes.set_xscale("log")
+        axes.set_xlim(0.9 * min(values), 1.1 * max(values))
+        if max(values) / spacing < MOST_TICKS:  # else there would be thousands, or millions from a damaged file
+            axes.xaxis.set_major_locator(MultipleLocator(spacing))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(bottom=0)
+        tidy(axes)
+    left.axvline(PARAMETER_BUDGET / 1e6, color=GREY, linestyle=":", label=f"{PARAMETER_BUDGET:,} parameters")
+    narrower = "" if timing["width"] == "full" else f",\nof networks with {timing['width']} of the width"
+    left.set(xlabel="parameters (millions)", ylabel=f"training step, batch {timing['batch_size']} (ms){narrower}")
+    right.set(xlabel="multiply-adds of the forward pass, one image (millions)")
+    figure.suptitle(f"What the networks cost: {measurement['environment']['device']}, {timing['precision']}")
+    caption = f"marks: median of {timing['rounds']} rounds; bars: least to most"
+    add_legend(figure, left.get_legend_handles_labels()[0], 2, caption, markerscale=0.6)
+    return figure
+
+
+def _mark(name: str) -> str:
+    """What stands in the mark: "5" for "configuration 5", "N" for "narrowed ResNet-18"."""
+    return name.removeprefix("configuration ")[0].upper()
+
+
+def _explained(name: str, model: dict[str, Any]) -> str:
+    kernel, blocks = model["shortcut_kernel"], ",".join(map(str, model["stage_sizes"]))
+    return f"{name}, blocks {blocks}, width {model['width']}, shortcut {kernel}x{kernel}"
