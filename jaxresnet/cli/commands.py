@@ -29,10 +29,9 @@ def summary(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> No
 def report(folder: tyro.conf.Positional[Path]) -> None:
     """Redraw tables, figures and report.html of a comparison, a measurement, or a folder of them. Trains nothing."""
     from jaxresnet.reporting.report import render, render_measurement, render_tree
-    from jaxresnet.results.measurement import measurement_path
-    from jaxresnet.results.store import config_path
+    from jaxresnet.results.schemas import comparison_path, measurement_path
 
-    if config_path(folder).is_file():
+    if comparison_path(folder).is_file():
         drawn = render(folder)
         print(f"{drawn.table}\n\n{drawn.verdict}\n\nfigure  {drawn.figure}\npage    {drawn.html}")
     elif measurement_path(folder).is_file():

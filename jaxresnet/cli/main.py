@@ -23,7 +23,7 @@ from jaxresnet.hardware import device_name
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.recipes import SOURCE, published_run
 from jaxresnet.reporting.report import render, render_tree
-from jaxresnet.results.measurement import measurement_path
+from jaxresnet.results.schemas import measurement_path
 from jaxresnet.training.compilation import use_compilation_cache
 
 PROTOCOLS = {"intended": "", "published": "-published"}  # what each adds to the name of a comparison's folder
