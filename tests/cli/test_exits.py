@@ -1,6 +1,5 @@
 """How a command ends: signals, closed pipes and errors."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -85,11 +84,13 @@ def test_ctrl_c_says_so_in_a_line_of_its_own_and_waits_for_no_lock_of_the_live_l
     ids=["closed pipe", "SIGTERM", "user's error"],
 )
 def test_a_command_ends_with_its_status_and_a_line(body, status, said):
-    code = f"import os, time, jaxresnet as jr\nfrom jaxresnet.cli.exits import exit_status\nwith exit_status():\n {body}"
+    code = (
+        f"import os, time, jaxresnet as jr\nfrom jaxresnet.cli.exits import exit_status\nwith exit_status():\n {body}"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait() == status
     assert said in err and "Traceback" not in err and "Exception ignored" not in err
-    assert (f"\n  {sys.executable} -c" in err) == (status == 75), os.linesep
+    assert (f"\n  {sys.executable} -c" in err) == (status == 75)

@@ -172,7 +172,10 @@ def test_a_value_that_is_called_like_a_flag_is_none():
         (["--seed=3"], "name them all: --seeds 0 1 2"),
         (["--demo", "--data-dir", "."], "leave --data-dir out, or leave --demo out"),
         # For all arms, so also with the value that the first arm has.
-        (["--lookahead"], "--lookahead: the arms of main compare its values True, False. Leave the flag out, or choose"),
+        (
+            ["--lookahead"],
+            "--lookahead: the arms of main compare its values True, False. Leave the flag out",
+        ),
         (["--no_lookahead", "--protocol", "published", "--demo"], "--lookahead: the arms of main compare its values"),
         (["--only", "sizes", "--width", "4"], "--width: no effect, as no network is trained. Add --train"),
     ],

@@ -4,17 +4,19 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 from support.cluster import environments_of
 
 from jaxresnet.results.store import read_results
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "final_model.py"
-NETWORK = ["--stage-sizes", "1", "--pool-size", "32", "--width", "2", "--num-epochs", "3", "--batch-size", "512"]
-COMMAND = [sys.executable, str(SCRIPT), "--demo", "--seeds", "0", *NETWORK]
-EPOCH_LINE = re.compile(r"final model, seed 0: epoch (\d)/3 .* left$", re.MULTILINE)
+SCRIPT = """
+import jaxresnet as jr
+jr.run_experiment(jr.Experiment("", {"one": {"A": jr.published["adam_512"].config}}, demo_images=2560))
+"""
+NETWORK = ["--stage-sizes", "1", "--pool-size", "32", "--width", "4", "--num-epochs", "3", "--batch-size", "128"]
+COMMAND = [sys.executable, "script.py", "--demo", "--seeds", "0", *NETWORK]
+EPOCH_LINE = re.compile(r"^A, seed 0: epoch (\d)/3 .* left$", re.MULTILINE)
 
 
 def start(folder, processes, devices_per_process):
@@ -29,8 +31,9 @@ def ends(processes):
 
 
 def test_two_processes_stop_together_and_continue_to_the_results_of_one(tmp_path):
-    (tmp_path / "two").mkdir()
-    (tmp_path / "one").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "script.py").write_text(SCRIPT)
     processes = start(tmp_path / "two", 2, 1)
     before = ""
     for line in processes[0].stdout:
@@ -51,7 +54,7 @@ def test_two_processes_stop_together_and_continue_to_the_results_of_one(tmp_path
 
     ((status, out, err),) = ends(start(tmp_path / "one", 1, 2))
     assert status == 0, err
-    two, one = (read_results(tmp_path / n / "out/final_model-demo").runs["final model"][0] for n in ("two", "one"))
+    two, one = (read_results(tmp_path / n / "out/one-demo").runs["A"][0] for n in ("two", "one"))
     assert (one.scores["environment"]["num_processes"], two.scores["environment"]["num_processes"]) == (1, 2)
     for row, other in zip(one.rows, two.rows, strict=True):
         np.testing.assert_allclose(other["train_loss"], row["train_loss"], rtol=1e-4)
