@@ -1,6 +1,7 @@
 """The commands of `python -m jaxresnet`. Each imports what it needs: `report` needs no JAX."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,12 @@ from jaxresnet.errors import UserError
 
 
 def main() -> None:
-    commands = {"summary": summary, "report": report, "convert": convert, "import": import_results}
+    commands: dict[str, Callable[..., None]] = {
+        "summary": summary,
+        "report": report,
+        "convert": convert,
+        "import": import_results,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxresnet")
     except UserError as e:

@@ -33,9 +33,8 @@ class Asked(NamedTuple):
     """One comparison that a command asks for. name: of its folder."""
 
     experiment: Experiment
-    comparison: str
-    protocol: str
     name: str
+    protocol: str
     arms: dict[str, TrainConfig]
 
 
@@ -81,9 +80,8 @@ def comparisons(experiments: Sequence[Experiment], options: Options, fields: dic
     asked = [
         Asked(
             experiment,
-            name,
-            protocol,
             options.name or name + PROTOCOLS[protocol] + "-demo" * options.demo,
+            protocol,
             experiment.arms(name, protocol, options.demo, fields),
         )
         for experiment in experiments

@@ -53,7 +53,6 @@ class Progress:
         self._work, self._seconds = 0, 0.0  # of the epochs finished here
         self._starts: dict[str, float] = {}  # {arm: what its first epoch took beyond training, seconds}
         self._active: dict[Job, float] = {}  # {run: clock at its beginning, or at the end of its last epoch}
-        self._within: dict[Job, tuple[int, float]] = {}  # {run: images and clock at the first dispatch of its epoch}
         self._bar: Any = None
         self._task: Any = None
 
@@ -64,13 +63,13 @@ class Progress:
             from rich.table import Column
 
             # The name takes what is left of the line: in a narrow terminal it gives way, not the numbers.
-            speed = TextColumn("{task.fields[speed]}", table_column=Column(no_wrap=True, min_width=28))
+            at = TextColumn("{task.fields[at]}", table_column=Column(no_wrap=True, min_width=24))
             name = TextColumn(
                 "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
             )
-            columns = (TimeElapsedColumn(), BarColumn(bar_width=16), speed, name)
+            columns = (TimeElapsedColumn(), BarColumn(bar_width=16), at, name)
             self._bar = Progress(*columns, console=Console(), transient=True, expand=True)
-            self._task = self._bar.add_task("", total=self._total, speed="starting")
+            self._task = self._bar.add_task("", total=self._total, at="starting")
             self._bar.start()
         return self
 
@@ -86,29 +85,25 @@ class Progress:
     def on_progress(self, job: Job, epoch: int, images: int) -> None:
         """After every dispatch. On accelerators that is an epoch."""
         with self._lock:
-            now = time.perf_counter()
             self._done[job] = epoch * job.epoch + images * job.macs
-            images_before, clock = self._within.setdefault(job, (images, now))
-            if images > images_before:
-                self._show(job, f"{(images - images_before) / max(now - clock, 1e-9):,.0f} images/s")
+            self._show(job, f"epoch {epoch + 1}/{job.num_epochs}")
 
     def on_epoch(self, job: Job, history: list[Row]) -> None:
         row, epochs = history[-1], len(history)
         with self._lock:
             now = time.perf_counter()
             seconds, self._active[job] = now - self._active[job], now
-            self._within.pop(job, None)
             if job.arm not in self._starts:
                 self._starts[job.arm] = max(seconds - row["seconds"], 0.0)
                 seconds = row["seconds"]
             self._work += job.epoch
             self._seconds += seconds
             self._done[job] = epochs * job.epoch
-            speed = f"{row['images_per_second']:,.0f} images/s"
             parts = [f"{job}: epoch {epochs}/{job.num_epochs}", _scores(row, "train")]
             parts += [_scores(row, name) for name in ("val", "test") if row[f"{name}_accuracy"] is not None]
-            self.print("  ".join([*parts, f"lr {row['learning_rate']:.2e}", speed, f"about {self._left()} left"]))
-            self._show(job, speed)
+            parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:,.0f} images/s"]
+            self.print("  ".join([*parts, f"about {self._left()} left"]))
+            self._show(job, f"epoch {epochs}/{job.num_epochs}")
 
     def on_end(self, job: Job) -> None:
         with self._lock:
@@ -134,7 +129,7 @@ class Progress:
     def _show(self, job: Job, text: str) -> None:
         if self._bar is not None:
             text += f", {self._left()} left" if self._work else ""
-            self._bar.update(self._task, completed=sum(self._done.values()), description=str(job), speed=text)
+            self._bar.update(self._task, completed=sum(self._done.values()), description=str(job), at=text)
 
 
 def _scores(row: Row, name: str) -> str:

@@ -1,3 +1,5 @@
+"""A pseudo-terminal for the tests of what a person sees."""
+
 import os
 
 import pytest

@@ -59,12 +59,10 @@ def test_there_is_none_before_the_first_epoch(terminal, clock):
     screen = terminal()
     with Progress([JOB]) as progress:
         progress.on_run(JOB)
-        assert progress._bar.tasks[0].fields["speed"] == "compiling"
+        assert progress._bar.tasks[0].fields["at"] == "compiling"
         clock[0] = 30.0
         progress.on_progress(JOB, 0, 100)
-        clock[0] = 31.0
-        progress.on_progress(JOB, 0, 300)
-    assert "left" not in screen.text() and " 200 images/s " in frames(screen.text())[-1]
+    assert "left" not in screen.text() and " epoch 1/2 " in frames(screen.text())[-1]
 
 
 def test_it_is_by_the_clock_with_evaluation_and_with_compiling_once_an_arm(train, capsys):
@@ -139,14 +137,9 @@ def test_a_log_gets_one_plain_line_an_epoch_and_nothing_else(capsys, clock):
         progress.on_progress(JOB, 0, 100)
         progress.on_progress(JOB, 0, 800)
         progress.on_epoch(JOB, [row()])
-    captured = capsys.readouterr()
-    assert captured.out == EPOCH_LINE + "\n" and captured.err == ""
-
-
-def test_validation_and_test_scores_are_shown_where_there_are_any(capsys, clock):
-    with Progress([JOB]) as progress:
-        progress.on_run(JOB)
-        progress.on_epoch(JOB, [row(val_loss=None, val_accuracy=None, test_loss=1.5, test_accuracy=0.0)])
+        captured = capsys.readouterr()
+        assert captured.out == EPOCH_LINE + "\n" and captured.err == ""
+        progress.on_epoch(JOB, [row(), row(val_loss=None, val_accuracy=None, test_loss=1.5, test_accuracy=0.0)])
     assert "acc 10.00 %  test loss 1.500 acc 0.00 %  lr" in capsys.readouterr().out
 
 
@@ -163,7 +156,7 @@ def test_epoch_lines_on_a_terminal_are_whole_and_plain(terminal, clock):
     assert text.endswith("\x1b[1A\x1b[2K"), "and the live line is wiped away"
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+@pytest.mark.parametrize("columns", [60, 100])
 def test_the_live_line_is_one_line_and_keeps_its_numbers(columns, terminal, clock):
     screen = terminal(columns)
     long = job("a rather long name of an arm", 12345, num_epochs=4)
@@ -174,7 +167,7 @@ def test_the_live_line_is_one_line_and_keeps_its_numbers(columns, terminal, cloc
         assert progress._bar.tasks[0].completed == progress._bar.tasks[0].total / 2
     pictures = [frame for frame in frames(screen.text()) if "━" in frame]
     assert max(map(len, pictures)) <= columns
-    assert re.match(r"0:00:\d\d [━╸╺]{16} 80,000 images/s, 0 s left", pictures[-1])
+    assert re.match(r"0:00:\d\d [━╸╺]{16} epoch 2/4, 0 s left", pictures[-1])
     assert ("a rather long name of an arm, seed 12345" in pictures[-1]) == (columns >= 100)
 
 
