@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 from watched import COMMAND, END, ROOT, Training, differing, results_of
 
-from jaxresnet.cli.launch import EXIT_INTERRUPTED
+from jaxresnet.cli.exits import EXIT_INTERRUPTED
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 

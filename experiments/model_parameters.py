@@ -9,15 +9,21 @@ from dataclasses import replace
 from functools import partial
 
 import jaxresnet as jr
+from jaxresnet.comparison.model_costs import measure_models
+from jaxresnet.recipes import narrowed_resnet18, problem_here, published_networks
 
-MODELS = {**jr.published_networks, "narrowed ResNet-18": jr.narrowed_resnet18}
+MODELS = {**published_networks, "narrowed ResNet-18": narrowed_resnet18}
 CHOSEN = jr.published["adam_512"].config
-ARMS = {name: replace(CHOSEN, model=model) for name, model in MODELS.items() if not jr.problem_here(model)}
+ARMS = {
+    name: replace(CHOSEN, model=replace(model, precision=CHOSEN.model.precision))
+    for name, model in MODELS.items()
+    if not problem_here(model)
+}
 EXPERIMENT = jr.Experiment(
     __doc__,
     {"model_parameters-trained": ARMS},
     optional=("model_parameters-trained",),
-    measurements={"model_parameters": partial(jr.measure_models, MODELS)},
+    measurements={"model_parameters": partial(measure_models, MODELS)},
 )
 
 if __name__ == "__main__":

@@ -114,16 +114,13 @@ def small_demo(monkeypatch, tmp_path):
     """An empty folder, one device, and demos of 300 images: with the flags `tiny.DEMO` runs are like `tiny.RUN`."""
     import jax
 
-    import jaxresnet.cli.experiment
-    import jaxresnet.cli.main
-    import jaxresnet.data.synthetic
+    from jaxresnet.cli import experiment
 
+    make = experiment.make_synthetic
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxresnet.cli.experiment, "DEMO_VAL", 44)
-    for name, value in {"DEMO_VAL": 44, "DEMO_TEST": 100}.items():
-        monkeypatch.setattr(jaxresnet.cli.main, name, value)
-    make = jaxresnet.data.synthetic.make_synthetic
-    monkeypatch.setattr(jaxresnet.data.synthetic, "make_synthetic", lambda train, test: make(min(train, 300), test))
+    monkeypatch.setattr(experiment, "DEMO_VAL", 44)
+    monkeypatch.setattr(experiment, "DEMO_TEST", 100)
+    monkeypatch.setattr(experiment, "make_synthetic", lambda train, test: make(min(train, 300), test))
     devices = jax.devices()[:1]  # the engines of the other tests
     for name in ("devices", "local_devices"):
         monkeypatch.setattr(jax, name, lambda: devices)

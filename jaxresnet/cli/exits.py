@@ -5,54 +5,50 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-from jaxresnet.cli.launch import COMMAND, EXIT_INTERRUPTED
-from jaxresnet.cli.progress import UNREAD
+from jaxresnet.distributed import is_main, several
 from jaxresnet.errors import UserError
 from jaxresnet.training.fit import Interrupted
-from jaxresnet.training.processes import is_main
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # sysexits.h: "temporary failure, try again". The same command continues
+UNREAD = "nobody reads the output any more"
 
 
 @contextmanager
-def exit_status() -> Any:
-    """Turns a user's error and an interruption into a line on stderr and the exit status."""
-    # A request to end is taken like Ctrl-C wherever it comes; `stop_on_signal` does better while runs train.
+def exit_status() -> Iterator[None]:
+    """Around a whole program: turn a user's error and an interruption into a line on stderr and an exit status."""
+    # SIGTERM is taken like Ctrl-C; `stop_on_signal` does better while runs train.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
-        where = f", {e}" if isinstance(e, Interrupted) else ""
-        if isinstance(e, BrokenPipeError):
-            where = f", {UNREAD}"
-        _drop_what_nobody_reads()
+        why = str(e) if isinstance(e, Interrupted) else UNREAD if isinstance(e, BrokenPipeError) else ""
+        _drop_unread_output()
         if is_main():
-            print(f"\nStopped{where}. The same command continues:\n  {_command()}", file=sys.stderr)
+            command = shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called
+            print(f"\nStopped{why and ', '}{why}. The same command continues:\n  {command}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except UserError as e:
-        fail(e)
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def fail(error: UserError) -> NoReturn:
-    if is_main() or COMMAND not in os.environ:  # those that `launch` started share a terminal
-        print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
-
-
 @contextmanager
-def stop_on_signal(threads: bool = False) -> Any:
+def stop_on_signal(threads: bool = False) -> Iterator[Callable[[], bool]]:
     """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends without saving.
 
-    threads: runs train in threads of their own, which a KeyboardInterrupt would wait for; the process is ended instead.
-    To be entered before `Progress`, which replaces stderr by one that takes rich's locks: a signal's handler that waits
-    for a lock, which the code that it interrupted may hold, could wait for ever.
+    With several processes SIGTERM is left to JAX's preemption service, which stops all of them (see
+    `distributed.agreed`), and Ctrl-C sends it. threads: runs train in threads of their own, for which a
+    KeyboardInterrupt would wait; the second Ctrl-C then ends the process. Enter this before `Progress`, whose stderr
+    takes locks: a signal may interrupt the code that holds them.
     """
-    asked, stream = threading.Event(), sys.stderr
+    asked, stream, shared = threading.Event(), sys.stderr, several()
 
     def ask(signum: int, frame: Any) -> None:
         print(
@@ -63,8 +59,10 @@ def stop_on_signal(threads: bool = False) -> Any:
         )
         asked.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL if threads else signal.default_int_handler)
+        if shared:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)[: 1 if shared else 2]}
     try:
         yield asked.is_set
     finally:
@@ -72,15 +70,9 @@ def stop_on_signal(threads: bool = False) -> Any:
             signal.signal(s, handler)
 
 
-def _drop_what_nobody_reads() -> None:
-    """Else Python would complain at its exit that it cannot print it."""
+def _drop_unread_output() -> None:
+    """Else Python complains at its exit that it cannot print it."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _command() -> str:
-    if COMMAND in os.environ:
-        return os.environ[COMMAND]
-    return shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called: .venv/bin/python, for one

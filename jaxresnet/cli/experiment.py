@@ -1,4 +1,4 @@
-"""What an experiment script says: comparisons as arms of published configurations, and how they are to be changed."""
+"""What an experiment script says: its comparisons, as arms of published configurations, and how they change."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -7,31 +7,28 @@ from typing import Any, NamedTuple
 
 from jaxresnet.config import TrainConfig, field_value, with_fields
 from jaxresnet.data.dataset import Dataset
+from jaxresnet.data.synthetic import make_synthetic
 from jaxresnet.errors import ConfigError
 from jaxresnet.recipes import intended
 
 Arms = Mapping[str, TrainConfig]
 
-# Names of the protocols, and what they add to the name of a comparison's folder.
-PROTOCOLS = {"intended": "", "published": "-published"}
-
-# The demo: a quarter of the width, an eighth of the batch, a fifteenth of the epochs. No smaller last batch, and as
-# many validation as test images: one shape less to compile each.
+# Images of the demo to choose the epoch on and to test on: as many, so that one program evaluates both.
 DEMO_VAL = DEMO_TEST = 512
 
 
 class Experiment(NamedTuple):
-    """Comparisons that one script runs.
+    """What one script can run.
 
     description: the script's docstring, printed by --help.
-    comparisons: {name: {arm: config as published}}; the name is that of the folder of results.
-    optional: names of comparisons that run only when `--only` names them or with `--all`.
-    as_intended(arm, config): turns an arm as published into the arm as it was meant.
-    demo_images: training images of the demo, on synthetic data.
-    after(folder, data): called when a comparison is finished; may write more files into its folder, returns the text to
+    comparisons: {name: {arm: config as published}}. The name is also that of the folder of results.
+    optional: comparisons that run only with `--all`, or when `--only` names them.
+    as_intended(arm, config): the arm as it was meant, from the arm as published.
+    demo_images: training images of the demo, besides the images to choose the epoch on.
+    after(folder, data): called when a comparison is finished. It may add files to the folder, and returns text to
         print.
-    measurements: {name: fn(folder, demo)}: what is measured without comparing runs, before the comparisons. fn writes
-        into the folder, measurement.json last, and returns the text to print. One that is there is not repeated.
+    measurements: {name: fn(folder, demo)}: measured once, without training. fn writes measurement.json into the folder
+        and returns text to print.
     """
 
     description: str
@@ -43,9 +40,10 @@ class Experiment(NamedTuple):
     measurements: Mapping[str, Callable[[Path, bool], str]] = {}
 
     def select(self, only: Sequence[str], optional: bool) -> list[str]:
-        """Names of the measurements and comparisons that a command asks for, in the script's order.
+        """Names of the measurements and comparisons to run, in the script's order.
 
-        only: names, or the part of names before a "-"; empty for all but the optional ones, and those with `optional`.
+        only: whole names, or the part before the "-", which stands for all of them but the optional ones. Empty:
+        everything. optional: the optional ones count as usual ones.
         """
         names = [*self.measurements, *self.comparisons]
         usual = [name for name in names if optional or name not in self.optional]
@@ -58,27 +56,29 @@ class Experiment(NamedTuple):
     ) -> dict[str, TrainConfig]:
         """The arms of one comparison under a protocol, with `fields` ({name: value}) set in every arm.
 
-        Raises ConfigError for a field in which the arms differ, as it is what they compare.
+        Raises ConfigError for a field in which the arms differ: it is what they compare.
         """
         arms = dict(self.comparisons[comparison])
-        if protocol == "intended":
-            # In the arithmetic that suits the device, where the published runs are float32.
+        if protocol == "intended":  # in the precision that suits the device; the published runs are float32
             arms = {n: with_fields(self.as_intended(n, config), {"precision": "auto"}) for n, config in arms.items()}
         if demo:
             arms = {name: as_demo(config) for name, config in arms.items()}
         for name in fields or {}:
-            values = [repr(field_value(config, name)) for config in arms.values()]
-            if len(set(values)) > 1:
-                flag, listed = name.replace("_", "-"), ", ".join(dict.fromkeys(values))
+            values = dict.fromkeys(repr(field_value(config, name)) for config in arms.values())
+            if len(values) > 1:
                 raise ConfigError(
-                    f"--{flag}: the arms of {comparison} set it themselves, to {listed}; leave the flag out, or choose "
-                    "other comparisons with --only"
+                    f"--{name.replace('_', '-')}: the arms of {comparison} compare its values {', '.join(values)}. "
+                    "Leave the flag out, or choose other comparisons with --only"
                 )
         return {name: with_fields(config, fields or {}) for name, config in arms.items()}
 
+    def demo_data(self) -> Dataset:
+        """Synthetic images, the same at every call."""
+        return make_synthetic(self.demo_images + DEMO_VAL, DEMO_TEST)
+
 
 def as_demo(config: TrainConfig) -> TrainConfig:
-    """The same run, small enough for a demo on two CPU cores."""
+    """The same run for two CPU cores: a quarter of the width, an eighth of the batch, a fifteenth of the epochs."""
     return replace(
         config,
         model=replace(config.model, width=config.model.width // 4),

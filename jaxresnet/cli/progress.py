@@ -1,21 +1,21 @@
-"""What a person sees while runs go on: a live line with rich on a terminal, one plain line an epoch otherwise."""
+"""What a person sees while runs train: a live line with rich on a terminal, else one plain line an epoch."""
 
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+from jaxresnet.cli.exits import UNREAD
 from jaxresnet.training.fit import Interrupted, Row
 
-UNREAD = "nobody reads the output any more"
 
+class Job(NamedTuple):
+    """A run, and how much work it is.
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """images: trained an epoch. macs: multiply-adds for each. done: finished by an earlier call. comparison: its name
-    before the arm's, where there are several."""
+    arm: with the folder of its comparison before it, where a command runs several. images: trained an epoch. macs:
+    multiply-adds of a training step for each image. done: finished by an earlier call.
+    """
 
     arm: str
     seed: int
@@ -23,31 +23,36 @@ class PlannedRun:
     num_epochs: int
     macs: int
     done: bool = False
-    comparison: str = ""
+
+    @property
+    def epoch(self) -> int:
+        """Multiply-adds of an epoch."""
+        return self.images * self.macs
 
     @property
     def work(self) -> int:
-        """Multiply-adds of the whole run."""
-        return self.images * self.num_epochs * self.macs
+        """Multiply-adds of the run."""
+        return self.num_epochs * self.epoch
 
-    @property
-    def name(self) -> str:
-        return f"{self.comparison}: " * bool(self.comparison) + f"{self.arm}, seed {self.seed}"
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
 
 
 class Progress:
-    """Counts multiply-adds over all runs of all comparisons, so that bar, clock and time left are those of the whole.
+    """Progress over all runs of a command. Use as a context manager; runs may train in several threads.
 
-    Runs may go on at the same time, from several threads. Use as a context manager.
+    The time left is the work left at the pace of the epochs that this process finished, by the clock: evaluation and
+    checkpoints are part of an epoch. The first epoch of an arm compiles. What it takes beyond its training is left out
+    of the pace, and added for every arm that is still to begin. Runs that train at the same time divide the time left.
     """
 
-    def __init__(self, runs: Sequence[PlannedRun]):
+    def __init__(self, jobs: Iterable[Job]):
         self._lock = threading.RLock()
-        self._total = sum(run.work for run in runs)
-        self._done = {run: run.work if run.done else 0 for run in runs}
-        self._since: dict[PlannedRun, tuple[int, float]] = {}  # work and clock from where an epoch's speed is measured
-        self._active: set[PlannedRun] = set()
-        self._work, self._seconds = 0, 0.0  # in the epochs that this process finished
+        self._done = {job: job.work if job.done else 0 for job in jobs}  # multiply-adds
+        self._total = sum(job.work for job in self._done)
+        self._work, self._seconds = 0, 0.0  # of the epochs finished here
+        self._starts: dict[str, float] = {}  # {arm: what its first epoch took beyond training, seconds}
+        self._active: dict[Job, float] = {}  # {run: clock at its beginning, or at the end of its last epoch}
         self._bar: Any = None
         self._task: Any = None
 
@@ -58,13 +63,13 @@ class Progress:
             from rich.table import Column
 
             # The name takes what is left of the line: in a narrow terminal it gives way, not the numbers.
-            speed = TextColumn("{task.fields[speed]}", table_column=Column(no_wrap=True, min_width=28))
+            at = TextColumn("{task.fields[at]}", table_column=Column(no_wrap=True, min_width=24))
             name = TextColumn(
                 "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
             )
-            columns = (TimeElapsedColumn(), BarColumn(bar_width=16), speed, name)
+            columns = (TimeElapsedColumn(), BarColumn(bar_width=16), at, name)
             self._bar = Progress(*columns, console=Console(), transient=True, expand=True)
-            self._task = self._bar.add_task("", total=self._total, speed="starting")
+            self._task = self._bar.add_task("", total=self._total, at="starting")
             self._bar.start()
         return self
 
@@ -72,42 +77,38 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def on_run(self, run: PlannedRun) -> None:
+    def on_run(self, job: Job) -> None:
         with self._lock:
-            self._active.add(run)
-            if self._bar is not None:
-                done = sum(self._done.values())
-                self._bar.update(self._task, completed=done, description=run.name, speed="starting, may compile")
+            self._active[job] = time.perf_counter()
+            self._show(job, "starting" if job.arm in self._starts else "compiling")
 
-    def on_progress(self, run: PlannedRun, epoch: int, images: int) -> None:
-        """After every dispatch. On accelerators that is an epoch, and `on_epoch` is all there is."""
+    def on_progress(self, job: Job, epoch: int, images: int) -> None:
+        """After every dispatch. On accelerators that is an epoch."""
         with self._lock:
-            now, done = time.perf_counter(), (epoch * run.images + images) * run.macs
-            self._done[run] = done
-            if run not in self._since:  # the dispatch before compiled, or continued an epoch that another process began
-                self._since[run] = done, now
-                return
-            done_before, start = self._since[run]
-            self._show(run, self._speed(done - done_before, now - start))
+            self._done[job] = epoch * job.epoch + images * job.macs
+            self._show(job, f"epoch {epoch + 1}/{job.num_epochs}")
 
-    def on_epoch(self, run: PlannedRun, history: list[Row]) -> None:
+    def on_epoch(self, job: Job, history: list[Row]) -> None:
         row, epochs = history[-1], len(history)
         with self._lock:
-            self._work += run.images * run.macs
-            self._seconds += row["seconds"]
-            self._done[run] = epochs * run.images * run.macs
-            speed = self._speed()
-            self._show(run, speed)
-            parts = [f"{run.name}: epoch {epochs}/{run.num_epochs}", _scores(row, "train")]
+            now = time.perf_counter()
+            seconds, self._active[job] = now - self._active[job], now
+            if job.arm not in self._starts:
+                self._starts[job.arm] = max(seconds - row["seconds"], 0.0)
+                seconds = row["seconds"]
+            self._work += job.epoch
+            self._seconds += seconds
+            self._done[job] = epochs * job.epoch
+            parts = [f"{job}: epoch {epochs}/{job.num_epochs}", _scores(row, "train")]
             parts += [_scores(row, name) for name in ("val", "test") if row[f"{name}_accuracy"] is not None]
             parts += [f"lr {row['learning_rate']:.2e}", f"{row['images_per_second']:,.0f} images/s"]
-            self.print("  ".join([*parts, f"about {self._left(speed)} left"]))
-            self._since[run] = self._done[run], time.perf_counter()
+            self.print("  ".join([*parts, f"about {self._left()} left"]))
+            self._show(job, f"epoch {epochs}/{job.num_epochs}")
 
-    def on_end(self, run: PlannedRun) -> None:
+    def on_end(self, job: Job) -> None:
         with self._lock:
-            self._active.discard(run)
-            self._done[run] = run.work  # also when all its epochs were in a checkpoint
+            self._active.pop(job)
+            self._done[job] = job.work  # also when all its epochs were in a checkpoint
 
     def print(self, text: str) -> None:
         if self._bar is not None:
@@ -116,23 +117,19 @@ class Progress:
         else:
             try:
                 print(text, flush=True)
-            except BrokenPipeError as e:  # as with `| head`: a reason to stop, and none for this run to have failed
+            except BrokenPipeError as e:  # as with `| head`: a reason to stop, not for this run to have failed
                 raise Interrupted(UNREAD) from e
 
-    def _speed(self, work: int = 0, seconds: float = 0.0) -> float:
-        """Multiply-adds a second of one run in this process, with those of an unfinished epoch: steadier than that of
-        one step."""
-        return (self._work + work) / max(self._seconds + seconds, 1e-9)
+    def _left(self) -> str:
+        to_begin = {job.arm for job, done in self._done.items() if done < job.work} - self._starts.keys()
+        seconds = (self._total - sum(self._done.values())) * self._seconds / max(self._work, 1)
+        seconds += len(to_begin) * sum(self._starts.values()) / len(self._starts)
+        return duration(seconds / max(len(self._active), 1))
 
-    def _left(self, speed: float) -> str:
-        left = self._total - sum(self._done.values())
-        return duration(left / max(speed * max(1, len(self._active)), 1e-9))
-
-    def _show(self, run: PlannedRun, speed: float) -> None:
+    def _show(self, job: Job, text: str) -> None:
         if self._bar is not None:
-            images = speed / run.macs * max(1, len(self._active))
-            text = f"{images:,.0f} images/s, {self._left(speed)} left"
-            self._bar.update(self._task, completed=sum(self._done.values()), description=run.name, speed=text)
+            text += f", {self._left()} left" if self._work else ""
+            self._bar.update(self._task, completed=sum(self._done.values()), description=str(job), at=text)
 
 
 def _scores(row: Row, name: str) -> str:

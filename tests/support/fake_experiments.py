@@ -1,7 +1,7 @@
-"""Experiments as a script would have them, and what parses and plans their commands."""
+"""Experiments as a script would have them, and what parses their commands."""
 
 from jaxresnet.cli.experiment import Experiment
-from jaxresnet.cli.main import plan
+from jaxresnet.cli.main import comparisons
 from jaxresnet.cli.options import parse
 from jaxresnet.recipes import published
 
@@ -16,9 +16,9 @@ MEASURED = Experiment(
 )
 
 
-def exit_code(function, *args):
+def exit_code(function, *args, **kwargs):
     try:
-        function(*args)
+        function(*args, **kwargs)
     except SystemExit as e:
         return e.code
     return 0
@@ -28,18 +28,11 @@ def parse_main(*argv, experiments=(EXPERIMENT,), **kwargs):
     return parse(experiments, list(argv), **kwargs)
 
 
+def asked_of(*argv, experiments=(EXPERIMENT,)):
+    """The comparisons that a command runs."""
+    return comparisons(experiments, *parse(experiments, list(argv)))
+
+
 def arms_of(*argv, experiment=EXPERIMENT):
     """{arm: config} of the first comparison that a command runs."""
-    options, fields = parse([experiment], list(argv))
-    return plan([experiment], options, fields)[0].arms
-
-
-def measuring(calls, name="sizes"):
-    """A measurement that notes its calls, and fails to finish where `calls` says so."""
-
-    def measure(folder, demo):
-        calls.append((name, str(folder), demo))
-        (folder / "measurement.json").write_text("{}")
-        return f"the table of {name}"
-
-    return measure
+    return asked_of(*argv, experiments=(experiment,))[0].arms

@@ -1,0 +1,90 @@
+"""The commands of `python -m jaxresnet`. Each imports what it needs: `report` needs no JAX."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxresnet.config import ModelConfig
+from jaxresnet.errors import UserError
+
+
+def main() -> None:
+    commands: dict[str, Callable[..., None]] = {
+        "summary": summary,
+        "report": report,
+        "convert": convert,
+        "import": import_results,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxresnet")
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def summary(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
+    """Print a network's layers, shapes, parameters and multiply-adds."""
+    from jaxresnet.nn.summary import summary
+
+    print(summary(model))
+
+
+def report(folder: tyro.conf.Positional[Path]) -> None:
+    """Redraw tables, figures and report.html of a comparison, a measurement, or a folder of them. Trains nothing."""
+    from jaxresnet.reporting.report import render, render_measurement, render_tree
+    from jaxresnet.results.schemas import comparison_path, measurement_path
+
+    if comparison_path(folder).is_file():
+        drawn = render(folder)
+        print(f"{drawn.table}\n\n{drawn.verdict}\n\nfigure  {drawn.figure}\npage    {drawn.html}")
+    elif measurement_path(folder).is_file():
+        table, html = render_measurement(folder)
+        print(f"{table}\npage     {html}")
+    else:
+        tree = render_tree(folder)
+        for name, drawn in tree.reports.items():
+            print(f"{name}\n{drawn.verdict}\n")
+        print(f"{tree.table}\n\npage    {tree.html}")
+        for name, reason in tree.skipped.items():
+            print(f"skipped {name}: {reason}")
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    weights: Literal["fast", "slow"] | None = None,
+    wrap: bool = False,
+) -> None:
+    """Convert weights between PyTorch's .pth, .safetensors and checkpoint folders, each to any other.
+
+    Args:
+        source: a .pth, .pt or .safetensors file, or a run's checkpoint folder, of which the chosen epoch is taken
+        target: a new file of these kinds, or else a new checkpoint folder
+        weights: Lookahead's, from a checkpoint folder; without this flag those that the run was scored on
+        wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
+    """
+    from jaxresnet.interop.weight_files import convert
+
+    config, num_params, num_tensors, kind = convert(source, target, weights, wrap)
+    sizes = ",".join(map(str, config.stage_sizes))
+    print(f"{source} -> {target}" + (f" ({kind} weights)" if kind else ""))
+    print(
+        f"blocks {sizes}, width {config.width}, shortcuts {config.shortcut_kernel}x{config.shortcut_kernel}, "
+        f"{config.num_classes} classes: {num_params:,} parameters, {num_tensors} tensors"
+    )
+
+
+def import_results(folder: tyro.conf.Positional[Path], out: Path = Path("out")) -> None:
+    """Import results of the layout before there was a store of runs, with one folder a comparison. Trains nothing.
+
+    Args:
+        folder: the folder of one such comparison, or a folder of them
+        out: folder of results to import into: runs into runs/, each comparison into a folder of its name
+    """
+    from jaxresnet.comparison.imports import import_comparison
+
+    for name in import_comparison(folder, out):
+        print(f"{folder} -> {out / name}")

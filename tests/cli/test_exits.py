@@ -1,0 +1,96 @@
+"""How a command ends: signals, closed pipes and errors."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from support.terminal import frames
+
+from jaxresnet.cli import exits
+from jaxresnet.cli.exits import stop_on_signal
+from jaxresnet.cli.progress import Job, Progress
+
+SAID = (
+    "stopping after the steps under way (on accelerators, this epoch; while compiling, after that) and saving; "
+    "press again not to save"
+)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_the_first_signal_asks_to_stop_and_the_second_ctrl_c_ends(signum, capsys):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signum)
+        assert should_stop() and capsys.readouterr().err.strip() == SAID
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_second_ctrl_c_does_not_wait_for_threads():
+    with stop_on_signal(threads=True):
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_with_several_processes_sigterm_is_left_to_the_service_that_tells_all(monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))  # in the place of JAX's
+    monkeypatch.setattr(exits, "several", lambda: True)
+    try:
+        with stop_on_signal():
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == ["SIGTERM"]
+            signal.raise_signal(signal.SIGINT)
+            assert heard == ["SIGTERM"] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_says_so_in_a_line_of_its_own_and_waits_for_no_lock_of_the_live_line(terminal):
+    """Another thread, as the one that draws the live line, holds its locks while the signal comes."""
+    screen = terminal(120)
+    with stop_on_signal() as should_stop, Progress([Job("Adam", 0, 800, 2, 1000)]) as progress:
+        held, release = threading.Event(), threading.Event()
+
+        def hold():
+            with progress._bar._lock, progress._bar.live._lock:
+                held.set()
+                release.wait(20)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(10)
+        start = time.monotonic()
+        signal.raise_signal(signal.SIGINT)
+        waited = time.monotonic() - start
+        release.set()
+        holder.join()
+        assert should_stop() and waited < 10
+    assert SAID in frames(screen.text())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("while True: print(1, flush=True)", 75, "Stopped, nobody reads the output any more. The same command"),
+        ("print(1, flush=True); os.kill(os.getpid(), 15); time.sleep(9)", 75, "Stopped. The same command continues:"),
+        ("print(1, flush=True); raise jr.UserError('what to do')", 2, "error: what to do"),
+    ],
+    ids=["closed pipe", "SIGTERM", "user's error"],
+)
+def test_a_command_ends_with_its_status_and_a_line(body, status, said):
+    code = (
+        f"import os, time, jaxresnet as jr\nfrom jaxresnet.cli.exits import exit_status\nwith exit_status():\n {body}"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == status
+    assert said in err and "Traceback" not in err and "Exception ignored" not in err
+    assert (f"\n  {sys.executable} -c" in err) == (status == 75)
