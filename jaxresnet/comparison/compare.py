@@ -48,8 +48,8 @@ class Hooks(NamedTuple):
     several threads.
 
     on_run(arm, seed): a run has its turn. on_epoch(arm, seed, history): rows so far, the last one new.
-    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): it is finished and written, maybe by another
-    process, without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
+    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): its turn is over, whether it is finished or
+    failed, maybe without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
     """
 
     on_run: Callable[[str, int], None] | None = None
@@ -122,7 +122,7 @@ def run_plan(
         )
         if reason is not None:
             failures[run.arm, run.seed] = reason
-        elif hooks.on_end:
+        if hooks.on_end:
             hooks.on_end(run.arm, run.seed)
 
     with on_main(lock(plan.folder)):

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
-from jaxresnet.data.dataset import Dataset, fingerprint
+from jaxresnet.data.dataset import Dataset, check_data, fingerprint
 from jaxresnet.distributed import check_same, from_main, several
-from jaxresnet.errors import ConfigError, DataError, ResultsError, short
+from jaxresnet.errors import ConfigError, ResultsError, short
 from jaxresnet.files import is_name
 from jaxresnet.hardware import resolved
 from jaxresnet.results.schemas import comparison_path, read_comparison
 from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
+from jaxresnet.training.engine import check_devices
 
 Spread = Literal["data", "runs"]
 _ELSEWHERE = "choose another name (--name) or output folder (--out)"
@@ -87,6 +87,10 @@ def prepare(
         raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
     devices = tuple(jax.devices() if devices is None else devices)
+    if comparison_path(out).exists():
+        raise ResultsError(
+            f"{out}: is the folder of one comparison; give the one around it as the output folder (--out)"
+        )
     folder = Path(out) / name
     begun = from_main(lambda: read_begun(folder))
     arms = _with_precision(arms, begun["arms"] if begun else {}, devices[0])
@@ -196,29 +200,3 @@ def _in_all_arms(lines: list[str], arms: list[str]) -> list[str]:
 
 def _without_seed(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name != "seed"}
-
-
-# ------------------------ TO BE REMOVED AT MERGE: `data.dataset.check_data` and `training.engine.check_devices` replace
-
-
-def check_data(config: TrainConfig, data: Dataset) -> int:
-    """The number of training images of a run. Raises DataError or ConfigError where data and config do not fit."""
-    for name, (images, labels) in (("train", data.train), ("test", data.test)):
-        fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and len(images) > 0
-        if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"{name} split: expected uint8 images (N, 32, 32, 3) and int32 labels (N,)")
-        if labels.min() < 0 or labels.max() >= config.model.num_classes:
-            raise ConfigError(f"num_classes={config.model.num_classes}: the data set has other {name} labels")
-    size = data.train.num_examples if config.train_size is None else config.train_size
-    if size > data.train.num_examples:
-        raise ConfigError(f"train_size={size}: the data set has {data.train.num_examples} training images")
-    if config.val_size >= size:
-        raise ConfigError(f"val_size={config.val_size}: must be at least 0 and below the {size} training images")
-    return size - config.val_size
-
-
-def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None:
-    if config.batch_size % num_devices:
-        raise ConfigError(f"batch_size={config.batch_size}: must be a multiple of the {num_devices} devices")
-    if config.batch_size > num_train:
-        raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")

@@ -15,7 +15,7 @@ from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training import checkpoint
 from jaxresnet.training.compilation import compile_lowered
 from jaxresnet.training.metrics import best_epoch
-from jaxresnet.training.state import create_train_state, weights_of
+from jaxresnet.training.state import TrainState, create_train_state, weights_of
 
 
 class Loaded(NamedTuple):
@@ -57,15 +57,19 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
     config: TrainConfig = from_dict(TrainConfig, record.config, f"{folder}: config")
     if weights is not None and not config.optim.lookahead:
         raise ConfigError(f"weights={weights!r}: {folder} holds one set of weights, as it has no Lookahead")
-    like = weights_of(_any_state(config))
+    like = weights_of(blank_state(config))
     kind = weights or (config.eval_weights if config.optim.lookahead else "fast")
     best = checkpoint.restore_best(folder, step, like)
     row = record.history[best_epoch(config.selection, record.history)] if record.history else {}
     return Loaded(config, best.variables(kind), kind, row, record.converted)
 
 
-def _any_state(config: TrainConfig) -> Any:
-    return create_train_state(build_model(config.model), make_step_optimizer(config.optim, hypers_of(config.optim)), 0)
+def blank_state(config: TrainConfig) -> TrainState:
+    """The shapes of a run's state, on the first device of this process. Nothing is computed."""
+    tx = make_step_optimizer(config.optim, hypers_of(config.optim))
+    shapes = jax.eval_shape(lambda: create_train_state(build_model(config.model), tx, 0))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
 
 
 def predict(folder: str | Path, images: np.ndarray, batch_size: int = 500) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""Results of the layout before there was a store, one folder a comparison, as runs of a store.
+
+    <comparison>/config.json                         arms, seeds, data set, environment
+    <comparison>/runs/<slug>-seed<k>.jsonl, .json    history and scores of a run
+    <comparison>/checkpoints/<slug>-seed<k>/<step>/  Orbax's, with the train state in it
+
+Finished runs are taken over, with the weights of their chosen epoch where the checkpoints are there. An unfinished run
+is not: it would go on from a checkpoint of another form. Nothing else reads this layout.
+"""
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from jaxresnet.config import TrainConfig, from_dict, to_dict
+from jaxresnet.errors import ResultsError
+from jaxresnet.files import lock, parse_json, read_json, read_text, write_json, write_rows
+from jaxresnet.reporting.report import render
+from jaxresnet.results.schemas import comparison_path
+from jaxresnet.results.store import CHECKPOINTS, HISTORY, RUNS, SCORES, begin_run, is_finished, run_id
+from jaxresnet.training.checkpoint import Record, save_weights
+from jaxresnet.training.metrics import zero_totals
+from jaxresnet.training.predict import blank_state
+from jaxresnet.training.state import weights_of
+
+_REMEDY = "restore it from a copy"
+
+
+def import_comparison(folder: str | Path, out: str | Path) -> list[str]:
+    """Import the comparison in `folder`, or every one in the folders of `folder`, into the results folder `out`.
+
+    Returns the names of the comparisons that were imported, and draws each. Runs that the store has stay as they are.
+    Raises ResultsError where there is none, where a file is damaged, and where `out` has a comparison of that name.
+    """
+    folder = Path(folder)
+    found = [folder] if (folder / "config.json").is_file() else sorted(p.parent for p in folder.glob("*/config.json"))
+    if not found:
+        raise ResultsError(f"{folder}: holds no config.json; give the folder of a comparison, or one around several")
+    for one in found:
+        if comparison_path(Path(out) / one.resolve().name).exists():
+            raise ResultsError(f"{Path(out) / one.resolve().name}: is there already; choose another folder (--out)")
+    for one in found:
+        _import(one, Path(out))
+    return [one.resolve().name for one in found]
+
+
+def _import(folder: Path, out: Path) -> None:
+    config = read_json(folder / "config.json", _REMEDY)
+    seeds, dataset = config["seeds"], config["dataset"]
+    arms = {arm: from_dict(TrainConfig, values, f"{folder}: {arm}") for arm, values in config["arms"].items()}
+    runs: dict[str, dict[str, str]] = {}
+    for arm in arms:
+        runs[arm] = {}
+        for seed in seeds:
+            run = from_dict(TrainConfig, {**to_dict(arms[arm]), "seed": seed})
+            runs[arm][str(seed)] = run_id(run, dataset)
+            target = out / RUNS / runs[arm][str(seed)]
+            scores = folder / "runs" / f"{_slug(arm)}-seed{seed}.json"
+            if scores.is_file() and not is_finished(target):
+                with lock(target):
+                    begin_run(target, run, dataset)
+                    _import_run(folder, scores, run, dataset, target)
+    arms_as_dicts = {arm: {k: v for k, v in to_dict(arms[arm]).items() if k != "seed"} for arm in arms}
+    kept = {name: config.get(name) for name in ("name", "protocol", "dataset", "seeds", "published", "environment")}
+    name = folder.resolve().name
+    write_json(comparison_path(out / name), {**kept, "arms": arms_as_dicts, "runs": runs})
+    render(out / name)
+
+
+def _import_run(folder: Path, scores: Path, config: TrainConfig, dataset: dict[str, Any], target: Path) -> None:
+    path = scores.with_suffix(".jsonl")
+    lines = enumerate(read_text(path).splitlines(), 1)
+    history = [{"skipped_steps": 0, **parse_json(path, line, _REMEDY, number)} for number, line in lines]
+    found = read_json(scores, _REMEDY)
+    step = history[found["best_epoch"]]["step"]
+    checkpoint = folder / "checkpoints" / scores.stem / str(step)
+    if checkpoint.is_dir():
+        record = Record(to_dict(config), dataset, history, backends=[{"step": 0}])
+        save_weights(target / CHECKPOINTS, weights_of(_load(checkpoint, config)), record)
+    write_rows(target / HISTORY, history)
+    write_json(target / SCORES, {k: v for k, v in found.items() if k not in ("arm", "config")})
+
+
+def _load(checkpoint: Path, config: TrainConfig) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load(checkpoint.resolve(), {"state": blank_state(config), "totals": zero_totals()})["state"]
+
+
+def _slug(arm: str) -> str:
+    """An arm's name as it was part of a file's name: "Adam + Lookahead" -> "adam-lookahead"."""
+    return re.sub(r"[^\w.]+", "-", unicodedata.normalize("NFKC", arm).casefold()).strip("-.")
