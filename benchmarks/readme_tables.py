@@ -1,11 +1,12 @@
-"""Print the tables of README.md and of the pages in docs from the files under results/, so that none is typed by hand.
+"""Write the tables of README.md and of the pages in docs from the files under results/, so that none is typed by hand.
 
     python benchmarks/readme_tables.py
 
-Tests hold the pages against `TABLES`.
+A table is what follows its marker, the line `<!-- table: NAME -->`. A test holds the pages against this.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ import numpy as np
 import jaxresnet as jr
 from jaxresnet.results.store import read_results
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 FIRST_EPOCHS = "adam_lookahead-published-3-epochs-cpu"
 BENCHMARK = "train_step-cpu.json"
 PRECISIONS = "precision-published-5-epochs-cpu"
@@ -160,23 +162,24 @@ def interrupt_table() -> str:
 
 
 def cpu_pytorch_table() -> str:
-    """What `benchmarks/compare_pytorch.py` found on a CPU."""
+    """What `benchmarks/compare_pytorch.py` found on a CPU, against the best rival in each precision."""
     lines = [
-        "| batch | ours in | ours, images/s | PyTorch | images/s | ours against it | range | memory, ours and its |",
-        "|---" * 8 + "|",
+        "| batch | ours in | images/s | best PyTorch | images/s | ours against it | range | memory, ours and its | commit |",
+        "|---" * 9 + "|",
     ]
-    files = {"float32": "compare_pytorch-cpu.json", "bfloat16": "compare_pytorch-cpu-bfloat16.json"}
-    found = {precision: json.loads((RESULTS / file).read_text())["cases"] for precision, file in files.items()}
-    for case in (case for precision, cases in found.items() for case in cases if case["precision"] == precision):
-        ours = case["contenders"]["jaxresnet"]
-        for name, against in case["against"].items():
-            theirs = case["contenders"][name]
-            memory = " / ".join(f"{one['peak_memory_bytes'] / 2**30:.1f} GiB" for one in (ours, theirs))
-            low, high = against["range"]
-            lines.append(
-                f"| {case['batch_size']} | {case['precision']} | {ours['images_per_second']:.0f} | {name} "
-                f"| {theirs['images_per_second']:.0f} | {against['speed']:.2f} x | {low:.2f} to {high:.2f} | {memory} |"
-            )
+    for precision, file in {"float32": "compare_pytorch-cpu", "bfloat16": "compare_pytorch-cpu-bfloat16"}.items():
+        found = json.loads((RESULTS / f"{file}.json").read_text())
+        for case in (case for case in found["cases"] if case["precision"] == precision):
+            ours = case["contenders"]["jaxresnet"]
+            for _, name in sorted(case["best_rival"].items(), reverse=True):
+                theirs, against = case["contenders"][name], case["against"][name]
+                memory = " / ".join(f"{one['peak_memory_bytes'] / 2**30:.1f} GiB" for one in (ours, theirs))
+                low, high = against["range"]
+                lines.append(
+                    f"| {case['batch_size']} | {precision} | {ours['images_per_second']:.0f} | {name} "
+                    f"| {theirs['images_per_second']:.0f} | {against['speed']:.2f} x | {low:.2f} to {high:.2f} "
+                    f"| {memory} | {found['environment']['commit'][:7]} |"
+                )
     return "\n".join(lines)
 
 
@@ -216,16 +219,28 @@ def startup_table() -> str:
     return "\n".join(lines)
 
 
-# By the page that each stands in.
-TABLES: dict[str, list[Callable[[], str]]] = {
-    "README.md": [results_table, *(partial(subset_table, name) for name in FIRST_PUBLISHED)],
-    "docs/performance.md": [cpu_pytorch_table, benchmark_table, startup_table, precision_table],
-    "docs/parity.md": [parity_table, parity_training_table, parity_gradient_table],
-    "docs/robustness.md": [interrupt_table],
+TABLES: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    **{name: partial(subset_table, name) for name in FIRST_PUBLISHED},
+    "train_step": benchmark_table,
+    "compare_pytorch": cpu_pytorch_table,
+    "startup": startup_table,
+    "precision": precision_table,
+    "parity": parity_table,
+    "parity_training": parity_training_table,
+    "parity_gradients": parity_gradient_table,
+    "interrupt": interrupt_table,
 }
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """`text` of a page, the lines of a table after each marker replaced by what its function makes."""
+    return re.sub(
+        r"(<!-- table: ([\w-]+) -->\n\n?)(?:\|.*\n)*", lambda found: f"{found[1]}{TABLES[found[2]]()}\n", text
+    )
+
 
 if __name__ == "__main__":
-    for page, tables in TABLES.items():
-        print(f"{page}\n")
-        for table in tables:
-            print(f"{table()}\n")
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

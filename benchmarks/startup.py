@@ -8,7 +8,7 @@ Every start is a process of its own that trains two steps of batch 128 of the pu
 test images, and does the same with another seed. A round is two starts for each checkout, the first with an empty
 compilation cache and the second with the cache that the first has left. Figures are medians over the rounds:
 
-    import_seconds         `import jaxresnet`
+    import_seconds         `from jaxresnet import fit`, with all that it imports
     first_step_seconds     from the call of `fit` to the end of the first dispatch of training
     compile_seconds        what the run took more than the one with the other seed, which compiles nothing
     compiled, from_disk    programs, small ones included
@@ -38,13 +38,12 @@ def start(precision: str, width: int, stage_sizes: tuple[int, ...]) -> dict[str,
     """What one start costs. Imports here, as that is what is measured."""
     begin = time.perf_counter()
     import jaxresnet as jr
+    from jaxresnet import fit
 
     import_seconds = time.perf_counter() - begin
     import jax
     from jax import monitoring
     from turns import resident_peak
-
-    from jaxresnet.hardware import environment
 
     events: Counter[str] = Counter()
     monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: events.update([event]))
@@ -58,7 +57,7 @@ def start(precision: str, width: int, stage_sizes: tuple[int, ...]) -> dict[str,
         """Seconds until the first dispatch had ended, and until all had."""
         steps: list[float] = []
         begin = time.perf_counter()
-        jr.fit(
+        fit(
             replace(config, seed=seed),
             data,
             devices=devices,
@@ -77,7 +76,6 @@ def start(precision: str, width: int, stage_sizes: tuple[int, ...]) -> dict[str,
         "from_disk": events[FOUND],
         "compiled_again": events[BUILT] - events[FOUND] - compiled,
         "peak_memory_bytes": resident_peak(),
-        "environment": environment(devices),
     }
 
 
@@ -112,27 +110,27 @@ def main(argv: list[str]) -> None:
     from machine import machine
 
     from jaxresnet.files import write_json
+    from jaxresnet.hardware import environment
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # above 0: somebody else works, too
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {str(c): {name: [] for name in STARTS} for c in args.checkouts}
+    found: dict[Path, dict[str, list[dict[str, Any]]]] = {c: {name: [] for name in STARTS} for c in args.checkouts}
     for i in range(args.rounds):
         for checkout in args.checkouts if i % 2 == 0 else reversed(args.checkouts):
             with tempfile.TemporaryDirectory() as cache:
-                for rows in found[str(checkout)].values():
+                for rows in found[checkout].values():
                     rows.append(started(checkout.resolve(), cache, args.precision, args.width, args.stage_sizes))
     cases = []
-    for name, starts in found.items():
-        environment = starts[STARTS[0]][0]["environment"]
-        case: dict[str, Any] = {"checkout": Path(name).resolve().name, "environment": environment}
+    for checkout, starts in found.items():
+        case: dict[str, Any] = {"checkout": checkout.resolve().name}
         for what, rows in starts.items():
-            numbers = [key for key in rows[0] if key != "environment"]
-            case[what] = {key: statistics.median(row[key] for row in rows) for key in numbers}
-            line = ", ".join(f"{key} {case[what][key]:,.4g}" for key in numbers)
-            print(f"{name}, {what}: {line}", flush=True)
+            case[what] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+            line = ", ".join(f"{key} {value:,.4g}" for key, value in case[what].items())
+            print(f"{checkout}, {what}: {line}", flush=True)
         cases.append(case)
     if args.out:
+        about = {"environment": environment(), "machine": machine(), "load_average_before": load}
         settings = {name: getattr(args, name) for name in ("precision", "width", "stage_sizes", "rounds")}
-        write_json(args.out, {"machine": machine(), "load_average_before": load, **settings, "cases": cases})
+        write_json(args.out, {**about, **settings, "cases": cases})
 
 
 if __name__ == "__main__":
