@@ -164,7 +164,7 @@ def interrupt_table() -> str:
 def cpu_pytorch_table() -> str:
     """What `benchmarks/compare_pytorch.py` found on a CPU, against the best rival in each precision."""
     lines = [
-        "| batch | ours in | images/s | best PyTorch | images/s | ours against it | range | memory, ours and its | commit |",
+        "| batch | ours in | images/s | best PyTorch | images/s | ours against it | range | memory, both | commit |",
         "|---" * 9 + "|",
     ]
     for precision, file in {"float32": "compare_pytorch-cpu", "bfloat16": "compare_pytorch-cpu-bfloat16"}.items():
@@ -204,8 +204,8 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def startup_table() -> str:
     """What `benchmarks/startup.py` measured."""
     lines = [
-        "| | import | first step after | of that and of evaluation, compiling | programs compiled | read from disk "
-        "| compiled for another seed | peak memory |",
+        "| | importing | until the first step | compiling | programs compiled | read from disk | for another seed "
+        "| peak memory |",
         "|---" * 8 + "|",
     ]
     (case,) = json.loads((RESULTS / "startup-cpu.json").read_text())["cases"]
@@ -236,9 +236,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def filled(text: str) -> str:
     """`text` of a page, the lines of a table after each marker replaced by what its function makes."""
-    return re.sub(
-        r"(<!-- table: ([\w-]+) -->\n\n?)(?:\|.*\n)*", lambda found: f"{found[1]}{TABLES[found[2]]()}\n", text
-    )
+    marker = r"(<!-- table: ([\w-]+) -->\n)(?:\n?(?:\|.*\n)+)?"
+    return re.sub(marker, lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n", text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def test_the_tables_of_speed_stand_in_their_page():
 def test_a_typed_number_is_replaced():
     table = readme_tables.TABLES["interrupt"]()
     page = "# Title\n\n<!-- table: interrupt -->\n\n{}\n\nText | with a bar.\n"
+    assert readme_tables.filled(page.replace("{}\n\n", "")) == page.format(table), "a new marker"
     assert readme_tables.filled(page.format("| a |\n|---|\n| typed |")) == page.format(table)
     assert readme_tables.filled(page.format(table)) == page.format(table)
 
