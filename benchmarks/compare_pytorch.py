@@ -2,26 +2,24 @@
 
     python benchmarks/compare_pytorch.py --device cpu results/compare_pytorch-cpu.json
     python benchmarks/compare_pytorch.py --device cuda --batch-sizes 512 1024 results/compare_pytorch-cuda.json
+    python benchmarks/compare_pytorch.py --rivals --checkout ../before out.json       # what a change of ours does
 
 Ours is the library's own engine, with all that `fit` does in a step: drawing and applying augmentation, totals, norms
-of gradients, weights and updates, a check for non-finite numbers. The rivals (see `pytorch_step.py`) have their batches
+of gradients, weights and updates, a check for non-finite numbers. The rivals (`pytorch_step.py`) have their batches
 normalised, unaugmented and on the device in channels-last before the clock starts, and keep no totals: what they leave
-out favours them. Lookahead is off on both sides.
+out favours them. Lookahead is off on both sides. Where ours computes in bfloat16 on a CPU, the rivals run in float32
+and in bfloat16. --checkout FOLDER adds the library of another checkout, with its own benchmarks/, as a contender.
 
-Every contender is a process of its own, with the same environment, and works while the others wait. They take turns
-of 2,048 images on a CPU, the most that ours trains on in one dispatch there, of a whole epoch on a GPU, in an order
-that is reversed every time, and the speed against a rival is the median over rounds of the ratio of their seconds.
-Where ours computes in less than float32, on a CPU the rivals run in float32 as well.
+Every contender is a process of its own and works while the others wait. They take turns, of an epoch on a GPU, on a CPU
+of 2,048 images in bfloat16 and of two steps in float32, in an order that is reversed every time. The speed against a
+rival is the median over turns of the ratio of their seconds.
 
-Memory is the process's largest resident size on a CPU: Python and libraries (memory_at_start_bytes, which for the
-rivals has JAX in it, too: they read the network's config with it) and, on our side, the whole training set, of which
-the rivals hold the batches of one turn. On a GPU it is the largest sum of arrays on the device, without the code and
-the libraries' own: for JAX from the start, for PyTorch from the end of its warm-up.
+Memory on a CPU is the process's largest resident size: Python, the libraries and, on our side, the whole training set,
+of which the rivals hold the batches of one turn. On a GPU it is the largest sum of arrays on the device. build_seconds
+is importing, building, compiling and the first turn, less a warm turn; nothing is compiled before.
 
-build_seconds: importing, building, compiling and the first turn, less a warm turn. Nothing is compiled before on
-either side, but the rivals share what torch.compile has made for one of them.
-
-Needs PyTorch (pip install -e '.[parity]'). Ends with status 1 where ours, or every rival of a case, failed.
+PyTorch is needed unless --rivals names none (pip install -e '.[parity]'). The exit status is 1 where ours, or every
+rival of a case, failed.
 """
 
 import argparse
@@ -31,38 +29,48 @@ import shlex
 import statistics
 import sys
 import tempfile
-import typing
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare_pytorch_worker import OURS
+from library_step import IMAGES_PER_EPOCH, steps_of_a_turn
 from machine import machine
 from turns import Contender, speed_against, take_turns
 
 import jaxresnet as jr
 from jaxresnet.files import write_json
-from jaxresnet.training.engine import IMAGES_PER_DISPATCH
+from jaxresnet.nn.summary import count_macs
 
 RIVALS = {"cpu": ["eager", "compile"], "cuda": ["eager", "compile", "graphs"]}  # those that run unless others are named
 ALL_RIVALS = ["eager", "compile", "graphs", "max-autotune"]
-PRECISIONS = [p for p in typing.get_args(typing.get_type_hints(jr.ModelConfig)["precision"]) if p != "auto"]
 # Before a turn on a CPU, seconds: threads of the one before may spin so long before they sleep.
 PAUSE = {"cpu": 0.3, "cuda": 0.0}
+HERE = Path(__file__).resolve().parents[1]
 
 
-def worker_command(who: str, case: dict[str, Any]) -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("compare_pytorch_worker.py")), who, json.dumps(case)]
+class Entry(NamedTuple):
+    """A contender to start. who: as the worker takes it. checkout: whose library and worker."""
+
+    who: str
+    precision: str
+    checkout: Path = HERE
 
 
-def worker_environment(device: str, cache: str) -> dict[str, str]:
-    """The same for both sides: one GPU that they share, and nothing compiled by earlier runs."""
+def worker_command(entry: Entry, case: dict[str, Any]) -> list[str]:
+    worker = entry.checkout / "benchmarks" / "compare_pytorch_worker.py"
+    return [sys.executable, str(worker), entry.who, json.dumps({**case, "precision": entry.precision})]
+
+
+def worker_environment(device: str, cache: str, checkout: Path) -> dict[str, str]:
+    """The same for all: one GPU that they share, and nothing compiled by earlier runs."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": device,
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TORCHINDUCTOR_CACHE_DIR": cache,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH")))),
     }
     if device == "cuda":
         environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else JAX takes most of its memory for itself
@@ -70,45 +78,40 @@ def worker_environment(device: str, cache: str) -> dict[str, str]:
     return environment
 
 
-def rival_precisions(precision: str, device: str) -> list[str]:
-    """Those in which PyTorch runs against ours in `precision`, which may be one that it does not know."""
-    if precision == "float32" or (precision == "bfloat16" and device == "cuda"):
-        return [precision]
-    return ["float32", "bfloat16"]
+def contenders_of(case: dict[str, Any], rivals: list[str], checkout: Path | None) -> dict[str, Entry]:
+    """By name, ours first."""
+    precision = case["precision"]
+    also = ["float32"] if precision == "bfloat16" and case["device"] == "cpu" else []
+    found = {OURS: Entry(OURS, precision)}
+    if checkout:
+        found[f"{OURS} in {checkout.name}"] = Entry(OURS, precision, checkout)
+    return found | {f"{rival} {p}": Entry(rival, p) for p in [*also, precision] for rival in rivals}
 
 
-def contenders_of(case: dict[str, Any], rivals: list[str]) -> dict[str, tuple[str, str]]:
-    """{name: (who, precision)}, ours first."""
-    against = rival_precisions(case["precision"], case["device"])
-    theirs = {f"{rival} {precision}": (rival, precision) for precision in against for rival in rivals}
-    return {OURS: (OURS, case["precision"]), **theirs}
-
-
-def compare(case: dict[str, Any], rivals: list[str], rounds: int, timeout: float, cache: str) -> dict[str, Any]:
-    """Run one case. Returns it with what was found: of each contender, of ours against each rival, and the best
+def compare(case: dict[str, Any], entries: dict[str, Entry], rounds: int, timeout: float, cache: str) -> dict[str, Any]:
+    """Run one case. Returns it with what was found: of each contender, of ours against each other one, and the best
     rivals, {precision: name}."""
-    environment = worker_environment(case["device"], cache)
-    named = contenders_of(case, rivals)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # above 0 at the first case: somebody else works
     with ExitStack() as stack:
         contenders: list[Contender] = []
-        for name, (who, precision) in named.items():
-            command = worker_command(who, {**case, "precision": precision})
-            contenders.append(stack.enter_context(Contender(name, command, environment, timeout)))
-            contenders[-1].wait_until_ready()
+        for name, entry in entries.items():
+            environment = worker_environment(case["device"], cache, entry.checkout)
+            contender = Contender(name, worker_command(entry, case), environment, timeout)
+            contenders.append(stack.enter_context(contender))
+            contender.wait_until_ready()
             if contenders[0].failure:
                 break
         check_same_network(contenders)
         take_turns(contenders, rounds, PAUSE[case["device"]])
-    flops = 3 * 2 * jr.count_macs(jr.ModelConfig(width=case["width"]))  # backward costs twice the forward pass
-    rows = {c.name: row(c, named[c.name][1], case["steps"] * case["batch_size"], flops) for c in contenders}
-    working = [c for c in contenders if c.failure is None]
+    flops = 3 * 2 * count_macs(jr.ModelConfig(width=case["width"]))  # backward costs twice the forward pass
+    rows = {c.name: row(c, entries[c.name].precision, case["steps"] * case["batch_size"], flops) for c in contenders}
     against = {}
-    if contenders[0] in working:
-        against = {c.name: speed_against(contenders[0].units, c.units) for c in working[1:]}
+    if contenders[0].failure is None:
+        against = {c.name: speed_against(contenders[0].units, c.units) for c in contenders[1:] if c.failure is None}
     best: dict[str, str] = {}
     for name in sorted(against, key=lambda name: against[name]["speed"]):  # the best one first, by the paired ratios
-        best.setdefault(named[name][1], name)
+        if entries[name].who != OURS:
+            best.setdefault(entries[name].precision, name)
     found = {"flops_per_image": flops, "load_average_before": load}
     return {**case, **found, "contenders": rows, "against": against, "best_rival": best}
 
@@ -135,12 +138,10 @@ def row(contender: Contender, precision: str, images: int, flops: int) -> dict[s
 
 
 def report(case: dict[str, Any]) -> None:
-    turn = f"{case['steps']} step{'s' * (case['steps'] > 1)} a turn"
-    print(f"batch {case['batch_size']}, {case['precision']}, width {case['width']}, {turn}:")
+    print(f"batch {case['batch_size']}, {case['precision']}, width {case['width']}, steps a turn: {case['steps']}")
     for name, found in case["contenders"].items():
-        label = f"{OURS} {found['precision']}" if name == OURS else name
         if "failed" in found:
-            print(f"  {label:<22} failed: {found['failed']}")
+            print(f"  {name:<22} failed: {found['failed']}")
             continue
         line = f"{found['images_per_second']:10,.1f} images/s {found['model_flops_per_second'] / 1e12:7.2f} TFLOP/s"
         line += f"  {found['peak_memory_bytes'] / 2**30:6.2f} GiB  built in {found['build_seconds']:5.1f} s"
@@ -148,15 +149,10 @@ def report(case: dict[str, Any]) -> None:
             against = case["against"][name]
             low, high = against["range"]
             line += f"  ours is {against['speed']:.2f} times as fast ({low:.2f} to {high:.2f})"
-        print(f"  {label:<22}{line}")
+        print(f"  {name:<22}{line}")
     for precision, name in case["best_rival"].items():
         print(f"  against the best in {precision}, {name}: {case['against'][name]['speed']:.2f} times as fast")
     sys.stdout.flush()
-
-
-def passed(case: dict[str, Any]) -> bool:
-    """Whether ours ran, and a rival to compare it with."""
-    return bool(case["against"])
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -166,53 +162,35 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?", help="JSON file to write")
     parser.add_argument("--device", choices=list(RIVALS), default="cpu")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS, help="ours")
-    parser.add_argument("--rivals", nargs="+", choices=ALL_RIVALS, help="default: all but max-autotune")
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--rivals", nargs="*", choices=ALL_RIVALS, help="default: all but max-autotune")
+    parser.add_argument("--checkout", type=lambda name: Path(name).resolve(), help="of this library, to compare with")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each (default: %(default)s)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"of a turn, whole dispatches (default: those of {IMAGES_PER_DISPATCH} images on cpu; on cuda an epoch)",
-    )
-    parser.add_argument("--images", type=int, default=50_000, help="of an epoch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of a turn on cpu, whole dispatches (default: see above)")
+    parser.add_argument("--images", type=int, default=IMAGES_PER_EPOCH, help="of an epoch (default: %(default)s)")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for a contender's start, or its turn")
     args = parser.parse_args(argv)
-    args.rivals = args.rivals or RIVALS[args.device]
-    for name in args.rivals:
-        if args.device == "cpu" and name not in RIVALS["cpu"]:
-            parser.error(f"--rivals {name}: needs --device cuda")
+    args.rivals = RIVALS[args.device] if args.rivals is None else args.rivals
+    if args.device == "cpu" and (only := [name for name in args.rivals if name not in RIVALS["cpu"]]):
+        parser.error(f"--rivals {' '.join(only)}: needs --device cuda")
     if args.device == "cuda" and args.steps is not None:
         parser.error("--steps: a turn on cuda is an epoch; choose its length with --images")
-    if min(args.pairs, args.images, 1 if args.steps is None else args.steps, *args.batch_sizes) < 1:
-        parser.error("--pairs, --steps, --images and --batch-sizes must be 1 or more")
-    for size in args.batch_sizes:
-        if size * steps_of_a_turn(args, size) > args.images:
-            parser.error(f"--images {args.images}: too few for a turn at batch size {size}")
-    try:
-        jr.ModelConfig(width=args.width)
-    except jr.ConfigError as e:
-        parser.error(str(e))
     return args
 
 
-def steps_of_a_turn(args: argparse.Namespace, batch_size: int) -> int:
-    """--steps, else on a CPU as many as one dispatch of ours holds at most, on a GPU all of an epoch."""
-    if args.steps is not None:
-        return args.steps
-    return max(1, (args.images if args.device == "cuda" else min(args.images, IMAGES_PER_DISPATCH)) // batch_size)
-
-
 def make_case(args: argparse.Namespace, precision: str, batch_size: int) -> dict[str, Any]:
+    steps = args.steps or steps_of_a_turn(args.device, precision, batch_size, args.images)
+    images = args.images if args.device == "cpu" else steps * batch_size  # whole batches: ours trains on the rest, too
+    if not 0 < steps * batch_size <= images:
+        raise SystemExit(f"compare_pytorch: --images {args.images}: too few for a turn at batch size {batch_size}")
     case = {"device": args.device, "batch_size": batch_size, "precision": precision, "width": args.width}
-    steps = steps_of_a_turn(args, batch_size)
-    # On a GPU whole batches, as ours would train on the rest.
-    return {**case, "images": args.images if args.device == "cpu" else steps * batch_size, "steps": steps}
+    return {**case, "images": images, "steps": steps}
 
 
 def main(argv: list[str]) -> int:
     args = arguments(argv)
-    if find_spec("torch") is None:
+    if args.rivals and find_spec("torch") is None:
         print(
             "compare_pytorch: PyTorch is not installed: pip install -e '.[parity]' (for a GPU, the build for its CUDA: "
             "https://pytorch.org/get-started/locally)",
@@ -224,11 +202,12 @@ def main(argv: list[str]) -> int:
         for precision in args.precisions:
             for batch_size in args.batch_sizes:
                 case = make_case(args, precision, batch_size)
-                cases.append(compare(case, args.rivals, args.pairs, args.timeout, cache))
+                entries = contenders_of(case, args.rivals, args.checkout)
+                cases.append(compare(case, entries, args.pairs, args.timeout, cache))
                 report(cases[-1])
                 if args.out:  # after every case, as the next may be cut short
                     write_json(args.out, written(cases, ["python", *sys.argv]))
-    return 0 if all(map(passed, cases)) else 1
+    return 0 if all(case["against"] for case in cases) else 1
 
 
 def written(cases: list[dict[str, Any]], command: list[str]) -> dict[str, Any]:
@@ -238,8 +217,10 @@ def written(cases: list[dict[str, Any]], command: list[str]) -> dict[str, Any]:
     for case in cases:
         rows = {}
         for name, found in case["contenders"].items():
-            environments["environment" if name == OURS else "pytorch"] |= found.get("environment", {})
-            rows[name] = {key: value for key, value in found.items() if key != "environment"}
+            if not name.startswith(f"{OURS} in "):  # another checkout keeps its own, with its commit
+                environments["environment" if name == OURS else "pytorch"] |= found.get("environment", {})
+                found = {key: value for key, value in found.items() if key != "environment"}
+            rows[name] = found
         stripped.append({**case, "contenders": rows})
     environments["environment"]["command"] = shlex.join(command)  # a worker knows its own only
     return {**environments, "machine": machine(), "cases": stripped}

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from turns import Unit, resident_peak, serve
+from turns import Unit, serve
 
 import jaxresnet as jr
 
@@ -15,9 +15,9 @@ OURS = "jaxresnet"
 def set_up(who: str, case: dict[str, Any]) -> Unit:
     """who: OURS, or a kind of `pytorch_step`.
     case: device, batch_size, precision, width, images (of an epoch) and steps (of a turn)."""
-    model = jr.ModelConfig(width=case["width"], precision=case["precision"])
-    optim = jr.OptimConfig(lookahead=False)  # else the published main run's: Adam at 1e-2
-    config = jr.TrainConfig(model=model, optim=optim, batch_size=case["batch_size"], val_size=0, selection="last")
+    from library_step import make_config
+
+    config = make_config(jr.ModelConfig(width=case["width"], precision=case["precision"]), case["batch_size"])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (case["images"], 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, case["images"]).astype(np.int32)
@@ -31,7 +31,7 @@ def set_up(who: str, case: dict[str, Any]) -> Unit:
 
 def set_up_ours(config: jr.TrainConfig, device: str, data: jr.Split, steps: int) -> Unit:
     import jax
-    from train_step import our_step
+    from library_step import LibraryStep, peak_memory
 
     from jaxresnet.hardware import environment
 
@@ -39,20 +39,17 @@ def set_up_ours(config: jr.TrainConfig, device: str, data: jr.Split, steps: int)
         jax.devices()
     except Exception as e:  # which one depends on what is missing
         raise RuntimeError(f"JAX finds no device of the platform {device}: {e}") from e
-    run, _, engine = our_step(config, data, steps)
-
-    def peak_memory() -> int:
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or resident_peak()
+    ours = LibraryStep(config, data, steps)
 
     def about() -> dict[str, Any]:
         return {
-            "how": f"a dispatch is {engine.dispatch}",
+            "how": f"a dispatch is {ours.dispatch}",
             "parameters": jr.count_params(config.model),
-            "compile_seconds": engine.compile_seconds,
+            "compile_seconds": ours.compile_seconds,
             "environment": environment(),
         }
 
-    return Unit(run, peak_memory, about)
+    return Unit(ours.run, peak_memory, about)
 
 
 if __name__ == "__main__":

@@ -5,27 +5,23 @@
 #
 # Each part writes OUT/NAME.json (tests: tests.xml) and OUT/NAME.log, and has a time limit of its own. One that fails
 # or runs out of time does not stop the others, and what it has measured until then is in its JSON. OUT/summary.json
-# says how each ended, and OUT/gpu.tar.gz holds all files; the exit status is 0 where all that were to run did. In the order
-# of their importance:
+# says how each ended, and OUT/gpu.tar.gz holds all files. The exit status is 0 where all that were to run did. In the
+# order of their importance:
 #
 #     pytorch          against PyTorch at its best in bfloat16, batch 512 and 1024 (needs PyTorch)
 #     pytorch-float32  the same in float32 (TF32 on both sides), batch 512
-#     profile          where the time of a step goes
 #     published        the published run of 51 epochs, three seeds
-#     compiling        what compiling the eleven published runs costs, and a second start
-#     options          XLA's options against none
-#     augmentation     its share of a step, and other ways of writing it
-#     stem             the first convolution with more input channels, all zero
 #     step             speed, memory and compiling at batch 512, against a plain Flax step
+#     startup          what a start costs: importing, compiling, the first step
 #     tests            the test suite, with full float32 matrix products (needs pytest and hypothesis)
 #
 # The tests come last and get what time is left. They need minutes: give them a call of their own.
 #
-#     SKIP=tests benchmarks/gpu.sh OUT/1; ONLY=tests benchmarks/gpu.sh OUT/2; ONLY=options benchmarks/gpu.sh OUT/3
+#     SKIP=tests benchmarks/gpu.sh OUT/1; ONLY=tests benchmarks/gpu.sh OUT/2
 #
 # Variables, none of which must be set:
 #
-#     SKIP="tests pytorch"   leave these parts out           ONLY="profile"   run no others
+#     SKIP="tests pytorch"   leave these parts out           ONLY="step"      run no others
 #     TOTAL=515              seconds for all parts together  LIMIT=300        seconds for each, in place of its own
 #     TESTS="tests/test_a.py tests/test_b.py"                test files, in place of all
 #     DATA=FOLDER            CIFAR-10 for the published run; without it the images are drawn, and only the time counts
@@ -34,7 +30,7 @@
 #     JAXRESNET_COMMIT=...   what the JSON says the commit is, where this is no checkout
 #     TOY=1                  on a CPU, as small as can be: shows that everything runs, and nothing else
 set -uo pipefail
-parts="pytorch pytorch-float32 profile published compiling options augmentation stem step tests"
+parts="pytorch pytorch-float32 published step startup tests"
 [ $# = 1 ] && [[ $1 != -* ]] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
 for name in ${SKIP:-} ${ONLY:-}; do
     [[ " $parts " == *" $name "* ]] || { echo "gpu.sh: no part named $name; there are: $parts" >&2; exit 2; }
@@ -63,13 +59,10 @@ rows=()
 
 wanted() { [[ " ${ONLY:-$parts} " == *" $1 "* && " ${SKIP:-} " != *" $1 "* ]]; }
 
-# limit_of SECONDS: what a part may take.
-limit_of() { echo "${LIMIT:-$1}"; }
-
 # part NAME SECONDS COMMAND...: run it, and note how it ended.
 part() {
     local name=$1 limit begin=$SECONDS left=$((${TOTAL:-515} - SECONDS)) code=0 result=done
-    limit=$(limit_of "$2")
+    limit=${LIMIT:-$2}
     shift 2
     if ! wanted "$name"; then
         result=skipped
@@ -98,14 +91,6 @@ measure() {
 }
 
 run_tests() {
-    "$python" -c '
-import importlib.metadata, re, tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-extras = project["optional-dependencies"]
-needed = {re.match(r"[\w.-]+", name)[0] for name in project["dependencies"] + extras["test"] + extras["parity"]}
-here = {re.sub(r"[-_.]+", "-", one.name).lower() for one in importlib.metadata.distributions()}
-missing = sorted(name for name in needed if re.sub(r"[-_.]+", "-", name).lower() not in here)
-print("tests that need these packages cannot run here:", *(missing or ["none is missing"]))'
     # shellcheck disable=SC2086  # several files
     "$python" -m pytest -o addopts= -q -rfE --continue-on-collection-errors --junitxml "$out/tests.xml" ${TESTS:-tests}
 }
@@ -114,27 +99,18 @@ if [ -z "${TOY:-}" ]; then
     against=(compare_pytorch --device $device --timeout 90)
     measure pytorch 150 "${against[@]}" --batch-sizes 512 1024 --precisions bfloat16 --pairs 5
     measure pytorch-float32 90 "${against[@]}" --batch-sizes 512 --precisions float32 --pairs 5
-    measure profile 50 profile_step --batch-size 512 --precision bfloat16
     measure published 100 published_run --precision bfloat16 --seeds 0 1 2 ${DATA:+--data "$DATA"}
-    measure compiling 70 compiling --precision bfloat16
-    measure options 60 xla_options --precision bfloat16 --batch-size 512 --pairs 3 --seconds $(($(limit_of 60) - 20)) \
-        --timeout "$(limit_of 60)"
-    measure augmentation 30 augmentation --batch-sizes 512 1024 --dtype bfloat16
-    measure stem 25 stem --batch-sizes 512 --precisions bfloat16
     JAX_ENABLE_COMPILATION_CACHE=false measure step 50 train_step --batch-sizes 512 --precisions bfloat16 --pairs 3
+    measure startup 90 startup --precision bfloat16 --rounds 2
 else
-    small=(--width 4 --stage-sizes 1)
     against=(compare_pytorch --device $device --batch-sizes 16 --rivals eager --pairs 1 --images 64 --width 8)
     measure pytorch 120 "${against[@]}" --precisions bfloat16
     measure pytorch-float32 120 "${against[@]}" --precisions float32
-    measure profile 60 profile_step --batch-size 16 "${small[@]}" --steps 2
-    measure published 60 published_run "${small[@]}" --epochs 2 --images 512 --seeds 0 ${DATA:+--data "$DATA"}
-    measure compiling 90 compiling "${small[@]}" --train-images 512 --test-images 500 --runs adam_256_lr_1 adam_256_lr_3
-    measure options 90 xla_options "${small[@]}" --batch-size 16 --pairs 1 --option xla_cpu_enable_fast_math=true
-    measure augmentation 60 augmentation --batch-sizes 16 --images 64 --pairs 2 --width 4
-    measure stem 60 stem --batch-sizes 16 --precisions float32 --rounds 2
+    measure published 60 published_run --width 4 --stage-sizes 1 --epochs 2 --images 512 --seeds 0 \
+        ${DATA:+--data "$DATA"}
     measure step 90 train_step --batch-sizes 16 --precisions float32 --pairs 1
-    TESTS=${TESTS:-tests/test_metrics.py}
+    measure startup 90 startup --width 4 --rounds 1
+    TESTS=${TESTS:-tests/training/test_metrics.py}
 fi
 export JAX_DEFAULT_MATMUL_PRECISION=highest
 # Some tests ask for the same bits twice.

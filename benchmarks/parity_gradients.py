@@ -8,16 +8,14 @@ zero, so that float32 decides some differently, whoever computes. Needs PyTorch 
 """
 
 import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
+import tests_on_path  # noqa: F401
 from support.golden import cases, oracle, ours
 
 import jaxresnet as jr
+from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 
 
@@ -55,7 +53,7 @@ def main() -> None:
         "median_error": {side: statistics.median(found) for side, found in errors.items()},
         "errors": errors,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,20 @@ trained on.
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
+import tests_on_path  # noqa: F401
 from support.golden import cases, oracle, ours
 
 import jaxresnet as jr
+from jaxresnet.config import to_dict
+from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.interop.torch import torch_arrays
+from jaxresnet.training.state import TrainState
 
 # OneCycle starts below its peak, where `training_steps` trains.
 RUNS = sorted(name for name, run in jr.published.items() if run.config.optim.schedule == "cosine")
@@ -87,7 +87,7 @@ def main() -> None:
     result = {
         "environment": environment() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "run": args.run,
-        "config": jr.to_dict(config),
+        "config": to_dict(config),
         "dtype": args.dtype,
         "data": data.name,
         "num_images": count,
@@ -96,13 +96,13 @@ def main() -> None:
         "mean_loss_at_the_end": {name: float(np.mean(losses[-last:])) for name, losses in runs.items()},
         "losses": runs,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result)
     print(json.dumps(parted, indent=1))
 
 
 def parameters(after: Any) -> Arrays:
     """The trainable weights of either side, in PyTorch's names and layout, in float32."""
-    if isinstance(after, jr.TrainState):
+    if isinstance(after, TrainState):
         arrays = torch_arrays({"params": after.params, "batch_stats": after.batch_stats})
     else:
         arrays = oracle.numpy(after.state_dict())

@@ -20,9 +20,9 @@ from typing import Any
 
 import jax
 from machine import machine
-from network import network
 
 import jaxresnet as jr
+from jaxresnet.config import to_dict
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 
@@ -31,8 +31,8 @@ def timed(config: jr.TrainConfig, data: jr.Dataset, checkpoints: bool) -> dict[s
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if checkpoints else None
         start = time.perf_counter()
-        history, summary, state = jr.fit(config, data, folder, devices=jax.devices()[:1])
-        jax.block_until_ready(state)
+        history, summary, *arrays = jr.fit(config, data, folder, devices=jax.devices()[:1])
+        jax.block_until_ready(arrays)
         seconds = time.perf_counter() - start
     return {
         "seed": config.seed,
@@ -61,14 +61,15 @@ def main() -> None:
     args = parser.parse_args()
     data = jr.load_cifar10(args.data) if args.data else jr.make_synthetic(args.images, max(args.images // 5, 10))
     published = jr.published["adam_512"]
-    model = network(args.stage_sizes, args.width, args.precision)
+    pool_size = 32 // 2 ** (len(args.stage_sizes) - 1)  # each stage but the first halves the images
+    model = jr.ModelConfig(tuple(args.stage_sizes), args.width, pool_size=pool_size, precision=args.precision)
     config = replace(published.config, model=model, num_epochs=args.epochs or published.config.num_epochs)
     found: dict[str, Any] = {
         "environment": environment(jax.devices()[:1]),
         "machine": machine(),
         "data": data.name,
         "synthetic": data.synthetic,
-        "config": jr.to_dict(config),
+        "config": to_dict(config),
         "published_best": published.best,
         "published_last": published.last,
         "runs": [],

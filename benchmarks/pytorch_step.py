@@ -7,18 +7,14 @@ Kinds of it, all channels-last with Adam in its fused form:
     max-autotune  the same, with kernels that torch.compile picks by timing them; takes minutes to build
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tests_on_path  # noqa: F401
 import torch
-from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
 from support.golden import oracle
+from torch.nn import functional
 from turns import Unit, resident_peak
 
 import jaxresnet as jr

@@ -1,12 +1,11 @@
 """Speed, compile time and memory of the training step, against a plain jitted Flax + Optax step on the same model.
 
-    python benchmarks/train_step.py results/train_step-cpu.json
+    python benchmarks/train_step.py --pairs 3 results/train_step-cpu.json
 
-For batch 128 and 512 in float32 and bfloat16 it reports images/s, seconds an epoch of 50,000 images, compile seconds,
-peak memory of a process that holds 50,000 images, trains, evaluates and saves, and the share of the device's peak,
-which is taken as the speed of a large matrix product measured in the same process. Ours and the plain step take turns
-in one process and the ratio is the median over pairs, so that a machine that slows down for a while slows both. Each
-case has a process of its own, for its memory to be its own.
+For each batch size and precision: images/s, seconds an epoch of 50,000 images, compile seconds, and the peak memory of
+a process that holds 50,000 images, trains, evaluates and saves. Ours augments and keeps totals, the plain step does
+neither. The two take turns in one process and the ratio is the median over pairs, so a machine that slows down for a
+while slows both. Each case has a process of its own, for its memory to be its own.
 """
 
 import argparse
@@ -14,10 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,47 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from library_step import IMAGES_PER_EPOCH, LibraryStep, make_config, peak_memory, steps_of_a_turn
 from machine import machine
-from turns import resident_peak
+from turns import seconds, speed_against
 
 import jaxresnet as jr
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
-from jaxresnet.nn.cpu.conv import convolves_in_loops
-from jaxresnet.optim.optimizers import hypers_of
-from jaxresnet.training.checkpoint import Checkpoints
-from jaxresnet.training.engine import IMAGES_PER_DISPATCH, make_engine, replicate
-from jaxresnet.training.metrics import cross_entropy
-from jaxresnet.training.state import eval_variables
-
-IMAGES_PER_EPOCH = 50_000
-
-
-def our_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> tuple[Callable[[], None], Any, Any]:
-    """(run the first `steps` steps of an epoch over `data` and wait, evaluate 1,000 images and save, engine): as `fit`
-    does it, with augmentation, Adam, totals and all. These must be whole dispatches, else the first raises ValueError:
-    on accelerators all steps of the epoch, on a CPU see `Engine`."""
-    engine = make_engine(config, data.num_examples)
-    images, labels = replicate(tuple(data), engine.devices)
-    state, hypers = engine.init(0), hypers_of(config.optim)
-
-    def run() -> None:
-        nonlocal state
-        last = steps * config.batch_size
-        totals = engine.zero_totals()
-        state, totals = engine.train_epoch(
-            state, totals, hypers, images, labels, 0, after_step=lambda done, *_: done >= last
-        )
-        if (ran := int(totals.steps)) != steps:  # this waits
-            raise ValueError(f"a turn of {steps} steps came to {ran}: a dispatch is {engine.dispatch}")
-
-    def evaluate_and_save() -> None:
-        sums = engine.evaluate(eval_variables(state), images[:1000], labels[:1000])
-        jax.block_until_ready(sums)
-        with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
-            checkpoints.save(state, engine.zero_totals(), {}, None)
-
-    return run, evaluate_and_save, engine
 
 
 def plain_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> Callable[[], None]:
@@ -79,8 +41,8 @@ def plain_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> Callable[[
     def step(params: Any, rest: Any, opt_state: Any, batch: jax.Array, targets: jax.Array) -> tuple[Any, Any, Any]:
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             model = nnx.merge(graphdef, params, rest)
-            logits = model(batch, True)
-            return cross_entropy(logits, targets).mean(), nnx.as_pure(nnx.state(model, nnx.Param, ...)[1])
+            losses = optax.softmax_cross_entropy_with_integer_labels(model(batch, True).astype(jnp.float32), targets)
+            return losses.mean(), nnx.as_pure(nnx.state(model, nnx.Param, ...)[1])
 
         grads, new_rest = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state)
@@ -102,73 +64,37 @@ def plain_step(config: jr.TrainConfig, data: jr.Split, steps: int) -> Callable[[
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def seconds_of(program: Callable[..., Any], *args: Any) -> float:
-    """Of a call, until its results are there."""
-    return seconds(lambda: jax.block_until_ready(program(*args)))
-
-
-@jax.jit
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Added up in float32: only so XLA:CPU multiplies bfloat16 as bfloat16."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-def matmul_flops(precision: str) -> float:
-    """Floating-point operations a second of a large square matrix product, best of seven."""
-    size = 2048 if jax.devices()[0].platform == "cpu" else 8192
-    a = jnp.ones((size, size), precision)
-    jax.block_until_ready(product(a, a))
-    return 2 * size**3 / min(seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(7))
-
-
-def peak_memory() -> int:
-    """Bytes: the device's own count where it has one, else the process's largest resident size."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resident_peak()
-
-
 def measure(batch_size: int, precision: str, pairs: int) -> dict[str, Any]:
-    base = jr.TrainConfig(batch_size=batch_size, val_size=0, selection="last")
-    config = replace(base, model=jr.ModelConfig(precision=precision), optim=jr.OptimConfig(lookahead=False))  # type: ignore[arg-type]
-    # A whole epoch where one dispatch holds it; on CPU what a dispatch holds, where that is one step, two of them.
+    config = make_config(jr.ModelConfig(precision=precision), batch_size)  # type: ignore[arg-type]
     platform = jax.devices()[0].platform
-    images_of_a_turn = IMAGES_PER_EPOCH if platform != "cpu" else IMAGES_PER_DISPATCH
-    steps = max(1, images_of_a_turn // batch_size) if convolves_in_loops(platform, precision) else 2
+    steps = steps_of_a_turn(platform, precision, batch_size)
     count = IMAGES_PER_EPOCH if platform == "cpu" else steps * batch_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
     data = jr.Split(images, rng.integers(0, 10, count).astype(np.int32))
 
-    ours, evaluate_and_save, engine = our_step(config, data, steps)
-    ours()
-    ours()
-    evaluate_and_save()
+    ours = LibraryStep(config, data, steps)
+    ours.run()
+    ours.run()
+    ours.evaluate_and_save()
     memory = peak_memory()  # of all that a run holds, before the rival allocates anything
     plain = plain_step(config, data, steps)
     plain()
-    times = [(seconds(ours), seconds(plain)) for _ in range(pairs)]
-    step = statistics.median(t for t, _ in times) / steps
-    flops = 3 * 2 * jr.count_macs(config.model) * batch_size / step
-    peak = matmul_flops(precision)
+    times = [(seconds(ours.run), seconds(plain)) for _ in range(pairs)]
+    our_times, plain_times = map(list, zip(*times, strict=True))
+    against = speed_against(our_times, plain_times)
+    step = statistics.median(our_times) / steps
     return {
         "batch_size": batch_size,
         "precision": precision,
         "images_per_second": batch_size / step,
         "seconds_per_epoch": IMAGES_PER_EPOCH / batch_size * step,
-        "step_seconds": sorted(t / steps for t, _ in times),
-        "plain_images_per_second": batch_size * steps / statistics.median(t for _, t in times),
-        "speed_against_plain": statistics.median(p / t for t, p in times),
-        "speed_against_plain_range": [min(p / t for t, p in times), max(p / t for t, p in times)],
-        "compile_seconds": engine.compile_seconds,
+        "step_seconds": sorted(t / steps for t in our_times),
+        "plain_images_per_second": batch_size * steps / statistics.median(plain_times),
+        "speed_against_plain": against["speed"],
+        "speed_against_plain_range": against["range"],
+        "compile_seconds": ours.compile_seconds,
         "peak_memory_bytes": memory,
-        "matmul_flops": peak,
-        "share_of_matmul": flops / peak,
     }
 
 
@@ -193,8 +119,7 @@ def main() -> None:
             print(
                 f"batch {batch_size} {precision}: {row['images_per_second']:.1f} images/s, "
                 f"{row['seconds_per_epoch']:.0f} s an epoch, {row['speed_against_plain']:.2f} x plain, "
-                f"compile {row['compile_seconds']:.1f} s, {row['peak_memory_bytes'] / 2**30:.2f} GiB, "
-                f"{100 * row['share_of_matmul']:.0f} % of a matrix product",
+                f"compile {row['compile_seconds']:.1f} s, {row['peak_memory_bytes'] / 2**30:.2f} GiB",
                 flush=True,
             )
             if args.out:

@@ -128,7 +128,7 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
 
     theirs = from_main(lambda: dict(value))
     lines = differing_fields(theirs, json.loads(json.dumps(dict(value))))
-    differs = process_allgather(np.bool_(lines))
+    differs = process_allgather(np.bool_(bool(lines)))
     if differs.any():
         which = "; ".join(lines) or f"process {int(differs.argmax())} differs"
         raise ConfigError(f"{what} must be the same in all processes: {which}")

@@ -181,13 +181,13 @@ def _check_shapes(path: Path, found: dict[str, str], wanted: dict[str, str]) -> 
         )
 
 
-def set_aside(folder: str | Path, step: int) -> Path:
+def set_aside(folder: str | Path, step: int) -> str:
     """Rename a checkpoint that is damaged to damaged-<step>, and return the new path."""
     path = Path(folder) / str(step)
     names: Iterable[str] = (f"damaged-{step}" + (f"-{i}" if i else "") for i in range(1000))
     aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     path.rename(aside)
-    return aside
+    return str(aside)
 
 
 def remove_unfinished(folder: str | Path) -> list[str]:

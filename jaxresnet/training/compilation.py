@@ -45,7 +45,7 @@ def use_compilation_cache() -> Path | None:
     """
     if os.environ.get("JAXRESNET_COMPILATION_CACHE") == "0":
         return None
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen:
         return Path(chosen)
     kind = f"{platform.machine()}-{zlib.crc32(instructions().encode()):08x}"

@@ -5,7 +5,7 @@ devices, so a checkpoint does not know how many devices wrote it. That is right 
 batch statistics are all averaged over the axis: `out_axes=None` would silently return device 0's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -164,14 +164,19 @@ def _planner(num_train: int, augment: Any) -> Callable[[Array, int], EpochPlan]:
 # ------------------------------------------------------------------------------------------------ compiled programs
 
 
-def compile_programs(engine: Engine, eval_sizes: Sequence[int]) -> None:
+def compile_programs(engine: Engine, eval_sizes: Iterable[int]) -> None:
     """Compile what a run from its beginning needs, if it is not there: so that no clock counts it as training.
 
     eval_sizes: of the batches that will be evaluated."""
     for _, count, batch_size in dispatches(engine, 0):
-        train_program(engine, batch_size, _static(engine, count, batch_size))
+        compile_dispatch(engine, count, batch_size)
     for size in eval_sizes:
-        eval_program(engine.config.model, size, engine.platform, engine.devices)
+        _eval_program(engine.config.model, size, engine.platform, engine.devices)
+
+
+def compile_dispatch(engine: Engine, count: int, batch_size: int) -> Callable[..., tuple[TrainState, TrainTotals]]:
+    """The program for `count` steps on batches of `batch_size`, compiled if it is not there."""
+    return _train_program(engine, batch_size, _static(engine, count, batch_size))
 
 
 def _static(engine: Engine, count: int, batch_size: int) -> int | None:
@@ -183,7 +188,7 @@ def _static(engine: Engine, count: int, batch_size: int) -> int | None:
 
 
 @cache
-def train_program(engine: Engine, batch_size: int, count: int | None) -> Callable[..., tuple[TrainState, TrainTotals]]:
+def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callable[..., tuple[TrainState, TrainTotals]]:
     """`steps.train_steps`, compiled: (state, totals, hypers, images, labels, plan, start, count) -> (state, totals).
 
     `state` and `totals` are given away. The last argument counts only where this one is None."""
@@ -192,9 +197,9 @@ def train_program(engine: Engine, batch_size: int, count: int | None) -> Callabl
     # On a GPU a loop carries the state as a few long vectors.
     layout = vectors(state) if engine.platform == "gpu" and count != 1 else AS_IT_IS
 
-    def steps(state: TrainState, totals: TrainTotals, *args: Any) -> tuple[TrainState, TrainTotals]:
-        *data, several, rank = args
-        return train_steps(recipe, layout, batch_size, count or several, state, totals, *data, rank)
+    def steps(state: Any, totals: Any, hypers: Any, images: Any, labels: Any, plan: Any, start: Any, n: Any, rank: Any):
+        data = (hypers, images, labels, plan, start, rank)
+        return train_steps(recipe, layout, batch_size, count or n, state, totals, *data)
 
     data = _abstract_data(num_train)
     hypers = epoch_hypers(engine.config.optim, recipe.steps_per_epoch, 1, 0)
@@ -209,7 +214,7 @@ def _init_abstract(engine: Engine) -> TrainState:
 
 
 @cache
-def eval_program(model: ModelConfig, batch_size: int, platform: str, devices: Devices) -> Callable[..., Sums]:
+def _eval_program(model: ModelConfig, batch_size: int, platform: str, devices: Devices) -> Callable[..., Sums]:
     """`steps.eval_step`, compiled: (variables, images, labels) -> sums over a batch of `batch_size`."""
     config = TrainConfig(model=model)
     recipe: Recipe = make_recipe(config, config.batch_size, len(devices), platform)
@@ -269,7 +274,7 @@ def train(
 
     images: (N, 32, 32, 3) uint8, labels: (N,) int32, all training images, on the devices, as are hypers and plan."""
     step, count, batch_size = dispatch
-    program = train_program(engine, batch_size, _static(engine, count, batch_size))
+    program = compile_dispatch(engine, count, batch_size)
     start = np.int32(step * engine.config.batch_size)
     return program(state, totals, hypers, images, labels, plan, start, np.int32(count))
 
@@ -277,7 +282,7 @@ def train(
 def evaluate(engine: Engine, variables: dict[str, Any], batches: Sequence[Batch]) -> Sums:
     """Sums over all batches of `place_batches`, on the host."""
     model, platform, devices = engine.config.model, engine.platform, engine.devices
-    sums = [eval_program(model, len(b[1]), platform, devices)(variables, *b) for b in batches]
+    sums = [_eval_program(model, len(b[1]), platform, devices)(variables, *b) for b in batches]
     return jax.tree.map(lambda *parts: sum(np.asarray(part).astype(np.float64) for part in parts), *sums)
 
 

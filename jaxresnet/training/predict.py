@@ -23,7 +23,7 @@ class Loaded(NamedTuple):
 
     config: the run; of converted weights only `config.model` is known, the rest are defaults. variables: {"params",
     "batch_stats"} of the chosen epoch, for `Model.apply`. weights: which of Lookahead's they are, "fast" without it.
-    row: the chosen epoch's row of the history, {} where none is finished or the weights were converted. converted: what
+    row: the chosen epoch's row of the history, {} where the weights were converted. converted: what
     `convert` noted of them, {} for those of a run.
     """
 
@@ -39,8 +39,8 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
 
     folder: a run (out/runs/<id>), its checkpoints, `fit`'s workdir, or a folder that `convert` made.
     weights: Lookahead's fast or slow ones; None takes those that the run was scored on.
-    Raises ResultsError where there is no checkpoint, ConfigError for other `weights`, and for any where the folder
-    holds one set.
+    Raises ResultsError where there is no checkpoint, or no finished epoch in it, ConfigError for other `weights`, and
+    for any where the folder holds one set.
     """
     if weights not in (None, "fast", "slow"):
         raise ConfigError(f"weights={weights!r}: must be one of 'fast', 'slow'")
@@ -54,6 +54,8 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
     if step is None:
         raise ResultsError(f"{folder}: holds no checkpoint; give a run's folder")
     record = checkpoint.read_record(folder, step)
+    if not record.history and not record.converted:
+        raise ResultsError(f"{folder}: the run has not finished an epoch yet; continue it first")
     config: TrainConfig = from_dict(TrainConfig, record.config, f"{folder}: config")
     if weights is not None and not config.optim.lookahead:
         raise ConfigError(f"weights={weights!r}: {folder} holds one set of weights, as it has no Lookahead")

@@ -1,6 +1,7 @@
 """Where a run that was interrupted goes on: at its newest checkpoint that is whole."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from jaxresnet.config import differing_fields, with_new_fields
@@ -23,7 +24,7 @@ def resume(folder: str | Path, fresh: Saved, restart: bool) -> Saved:
         try:
             newest = _restored(folder, step, fresh)
         except DamagedError as e:
-            aside = from_main(lambda step=step: str(checkpoint.set_aside(folder, step)))
+            aside = from_main(partial(checkpoint.set_aside, folder, step))
             damaged.append(f"{e}; kept as {aside}")
             lost.append(damaged[-1])
             continue

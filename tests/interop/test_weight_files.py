@@ -5,9 +5,9 @@ import os
 import pickle
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
@@ -18,7 +18,7 @@ from support.tiny import MODEL, assert_same_bits, leaves
 import jaxresnet as jr
 import jaxresnet.__main__
 from jaxresnet.config import OptimConfig, TrainConfig, to_dict
-from jaxresnet.errors import ConfigError, ResultsError, UserError, WeightsError
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError, WeightsError
 from jaxresnet.interop.torch import from_torch, torch_arrays
 from jaxresnet.interop.weight_files import convert, read_weights
 from jaxresnet.optim.optimizers import make_optimizer
@@ -30,6 +30,7 @@ from jaxresnet.training.state import TrainState, eval_variables
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 RUN = TrainConfig(model=MODEL)  # with Lookahead, scored on its slow weights
+BARE = replace(RUN, optim=OptimConfig(lookahead=False))
 
 
 @pytest.fixture
@@ -71,9 +72,6 @@ def write_run(folder, config=RUN, history=SCORED_ONCE, best_step=10):
     return states[best_step or 20]
 
 
-# ----------------------------------------------------------------------------------------- the weights of a folder
-
-
 def test_the_weights_of_a_run_are_those_of_its_chosen_epoch(tmp_path):
     best = write_run(tmp_path / "run")
     loaded = load_variables(tmp_path / "run")
@@ -95,23 +93,21 @@ def test_the_weights_of_a_run_are_those_of_its_chosen_epoch(tmp_path):
 def test_safetensors_to_a_folder_and_back_is_the_same_file(tmp_path):
     tensors = state_dict(steps=1234)
     source = save(tmp_path / "a.safetensors", tensors)
-    done = convert(source, tmp_path / "run")
+    done = convert(source, tmp_path / "run-0.01")
     assert done == (SMALL, jr.count_params(SMALL), len(tensors), None)
-    assert convert(tmp_path / "run", tmp_path / "b.safetensors") == done
+    assert convert(tmp_path / "run-0.01", tmp_path / "b.safetensors") == done
     assert_same_arrays(safetensors.numpy.load_file(tmp_path / "b.safetensors"), tensors)
     with safetensors.safe_open(tmp_path / "b.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
-    assert names(tmp_path) == ["a.safetensors", "b.safetensors", "run"]
+    assert names(tmp_path) == ["a.safetensors", "b.safetensors", "run-0.01"]
 
 
 def test_a_converted_folder_is_a_run_that_predicts(tmp_path):
     tensors = numbers(steps=7)
     convert(save(tmp_path / "a.safetensors", tensors), tmp_path / "new" / "run")
     loaded = load_variables(tmp_path / "new" / "run")
-    assert loaded.config == TrainConfig(model=SMALL, optim=OptimConfig(lookahead=False))
-    assert loaded.step == 7 and loaded.record["history"] == []
-    converted = {"source": "a.safetensors", "weights": None, "accuracy": None, "epoch": None, "config": None}
-    assert loaded.record["converted"] == converted
+    assert loaded.config == TrainConfig(model=SMALL, optim=OptimConfig(lookahead=False)) and loaded.step == 7
+    assert loaded.record["converted"]["source"] == "a.safetensors"
     assert_same_bits(loaded.variables, from_torch(tensors))
     images = ((IMAGES / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]).astype(np.float32)
     logits, _ = jr.build_model(SMALL).apply(from_torch(tensors), images, False)
@@ -121,32 +117,9 @@ def test_a_converted_folder_is_a_run_that_predicts(tmp_path):
 
 
 def test_a_converted_folder_is_not_continued_as_another_run(tmp_path, tiny_data):
-    config = replace(RUN, optim=OptimConfig(lookahead=False), val_size=44, batch_size=64)
     convert(save(tmp_path / "a.safetensors", numbers(MODEL)), tmp_path / "run")
     with pytest.raises(ResultsError, match="holds a run with other settings"):
-        jr.fit(config, tiny_data, tmp_path / "run", devices=jax.devices()[:1])
-
-
-def test_a_folder_of_one_set_of_weights_gives_no_other(tmp_path):
-    """Neither a run without Lookahead nor what was converted from one with it."""
-    write_run(tmp_path / "bare", replace(RUN, optim=OptimConfig(lookahead=False)))
-    write_run(tmp_path / "run")
-    convert(tmp_path / "run", tmp_path / "fast", "fast")
-    assert load_variables(tmp_path / "fast").record["converted"]["config"] == to_dict(RUN)
-    for folder in ("bare", "fast"):
-        assert load_variables(tmp_path / folder).weights == "fast"
-        with pytest.raises(jr.ConfigError, match=f"weights='slow': .*{folder} holds one set of weights"):
-            convert(tmp_path / folder, tmp_path / "slow.safetensors", "slow")
-    assert convert(tmp_path / "fast", tmp_path / "a.safetensors").kind == "fast"
-    assert convert(tmp_path / "fast", tmp_path / "again").kind == "fast"
-    assert load_variables(tmp_path / "again").record["converted"]["config"] == to_dict(RUN)
-
-
-def test_counts_that_a_folder_cannot_hold_are_clipped(tmp_path):
-    convert(save(tmp_path / "a.safetensors", numbers(steps=2**40)), tmp_path / "run")
-    assert load_variables(tmp_path / "run").step == 2**31 - 1
-    convert(save(tmp_path / "b.safetensors", numbers(steps=-1)), tmp_path / "other")
-    assert load_variables(tmp_path / "other").step == 0
+        jr.fit(replace(BARE, val_size=44, batch_size=64), tiny_data, tmp_path / "run", devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("weights", [None, "fast", "slow"])
@@ -158,9 +131,19 @@ def test_a_run_becomes_a_file_of_the_weights_asked_for(tmp_path, weights):
     assert_same_arrays(safetensors.numpy.load_file(tmp_path / "out.safetensors"), expected)
 
 
-def test_bfloat16_in_safetensors_is_widened(tmp_path):
-    import ml_dtypes
+def test_a_folder_of_one_set_of_weights_gives_no_other(tmp_path):
+    """Neither a run without Lookahead nor what was converted from one with it."""
+    write_run(tmp_path / "bare", BARE)
+    write_run(tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "fast", "fast")
+    for folder in ("bare", "fast"):
+        assert load_variables(tmp_path / folder).weights == "fast"
+        with pytest.raises(ConfigError, match=f"weights='slow': .*{folder} holds one set of weights"):
+            convert(tmp_path / folder, tmp_path / "slow.safetensors", "slow")
+    assert convert(tmp_path / "fast", tmp_path / "a.safetensors").kind == "fast"
 
+
+def test_bfloat16_in_safetensors_is_widened(tmp_path):
     half = {name: array.astype(ml_dtypes.bfloat16) for name, array in numbers().items()}
     read = read_weights(save(tmp_path / "a.safetensors", half))
     assert_same_bits(read.variables, from_torch({name: array.astype(np.float32) for name, array in half.items()}))
@@ -187,41 +170,31 @@ def test_nothing_is_overwritten(tmp_path):
     assert not any((tmp_path / "folder").iterdir())
 
 
-@pytest.mark.parametrize("name", ["x.onnx", "x.npz", "x.bin", "x.CKPT", "x.pth.tar"])
-def test_other_endings_are_refused_with_those_that_are_known(tmp_path, name):
+def test_what_does_not_fit_is_refused(tmp_path):
     source = save(tmp_path / "a.safetensors", numbers())
-    assert ".safetensors, or a checkpoint folder" in refused(source, tmp_path / name)
-    (tmp_path / name).write_bytes(b"x")
-    assert f"{name}: unknown kind of file; known are .pth or .pt" in refused(tmp_path / name, tmp_path / "run")
-    assert names(tmp_path) == sorted(["a.safetensors", name])
-
-
-def test_a_folder_may_have_a_number_after_a_dot_in_its_name(tmp_path):
-    convert(save(tmp_path / "a.safetensors", numbers()), tmp_path / "lr-0.01")
-    assert predict(tmp_path / "lr-0.01", IMAGES).shape == (3, 10)
-
-
-def test_options_that_do_not_fit_are_refused(tmp_path):
-    source = save(tmp_path / "a.safetensors", numbers())
-    assert "only a checkpoint folder has fast and slow ones" in refused(source, tmp_path / "run", "fast")
-    assert "only a .pth or .pt can be wrapped" in refused(source, tmp_path / "run", wrap=True)
-    assert "only a .pth or .pt can be wrapped" in refused(source, tmp_path / "b.safetensors", wrap=True)
-    assert names(tmp_path) == ["a.safetensors"]
-
-
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    for name in ("x.onnx", "x.CKPT", "x.pth.tar", "x.h5"):
+        assert "cannot write" in refused(source, tmp_path / name)
+    (tmp_path / "x.bin").write_bytes(b"x")
+    assert "x.bin: unknown kind of file; known are .pth, .pt" in refused(tmp_path / "x.bin", tmp_path / "run")
+    assert "y.safetensors: cannot be read (" in refused(tmp_path / "y.safetensors", tmp_path / "run")
+    assert "leave --weights fast out" in refused(source, tmp_path / "run", "fast")
+    assert "choose a .pth, or leave --wrap out" in refused(source, tmp_path / "b.safetensors", wrap=True)
+    tensors = numbers()
+    del tensors["linear.bias"]
+    text = refused(save(tmp_path / "b.safetensors", tensors), tmp_path / "run")
+    assert text.startswith(f"{tmp_path / 'b.safetensors'}: not the weights of a network")
+    assert "linear.bias: missing, expected (10,)" in text
     (tmp_path / "empty").mkdir()
     for name, reason in (("empty", "holds no checkpoint"), ("nowhere", "no such folder")):
         with pytest.raises(ResultsError, match=reason):
             convert(tmp_path / name, tmp_path / "out.safetensors")
+    assert names(tmp_path) == ["a.safetensors", "b.safetensors", "empty", "x.bin"]
 
 
 DAMAGES = {
     "empty": lambda content: b"",
     "cut short": lambda content: content[: len(content) // 2],
-    "cut at the end": lambda content: content[:-3],
     "text": lambda content: b"version https://git-lfs.github.com/spec/v1\n",
-    "zeros": lambda content: bytes(len(content)),
 }
 
 
@@ -229,66 +202,25 @@ DAMAGES = {
 def test_a_damaged_safetensors_is_named(tmp_path, damage):
     path = save(tmp_path / "a.safetensors", numbers())
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    assert f"{path}: " + ("the file is empty" if damage == "empty" else "not a .safetensors file") in refused(
-        path, tmp_path / "run"
-    )
+    assert refused(path, tmp_path / "run").startswith(f"{path}: damaged (")
     assert names(tmp_path) == ["a.safetensors"]
-
-
-def test_what_is_no_file_is_refused(tmp_path):
-    assert "no such file" in refused(tmp_path / "a.safetensors", tmp_path / "run")
-    (tmp_path / "b.safetensors").mkdir()
-    assert "b.safetensors: not a file" in refused(tmp_path / "b.safetensors", tmp_path / "run")
-    os.mkfifo(tmp_path / "c.safetensors")  # reading it would wait for ever
-    assert "c.safetensors: not a file" in refused(tmp_path / "c.safetensors", tmp_path / "run")
-
-
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.safetensors", numbers())
-
-    def forbidden(self, *args):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", forbidden)
-    assert f"{path}: cannot be read (Permission denied)" == refused(path, tmp_path / "run")
-
-
-def test_weights_of_another_network_are_refused_with_the_file(tmp_path):
-    tensors = numbers()
-    del tensors["linear.bias"]
-    text = refused(save(tmp_path / "a.safetensors", tensors), tmp_path / "run")
-    assert text.startswith(f"{tmp_path / 'a.safetensors'}: not the weights of a network")
-    assert "linear.bias: missing, expected (10,)" in text
 
 
 def test_nothing_half_written_stays(tmp_path, monkeypatch):
     source = save(tmp_path / "a.safetensors", numbers())
-    seen = []
 
     def full(old, new):
-        seen.append((Path(old).exists(), Path(new).exists(), Path(old).parent.parent == Path(new).parent))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("jaxresnet.interop.weight_files.os.replace", full)
+    monkeypatch.setattr(os, "replace", full)
     for target in ("b.safetensors", "run"):
-        assert f"{target}: cannot be written (No space left on device)" in refused(source, tmp_path / target)
-    assert seen == [(True, False, True)] * 2
+        with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+            convert(source, tmp_path / target)
     assert names(tmp_path) == ["a.safetensors"]
     (tmp_path / "file").touch()
-    assert "cannot be written" in refused(source, tmp_path / "file" / "run")
-
-
-def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
-    source, target = save(tmp_path / "a.safetensors", numbers()), tmp_path / "b.safetensors"
-    write_bytes = Path.write_bytes
-
-    def slow(self, content):
-        write_bytes(target, b"another's")
-        write_bytes(self, content)
-
-    monkeypatch.setattr(Path, "write_bytes", slow)
-    assert "nothing is overwritten" in refused(source, target)
-    assert target.read_bytes() == b"another's" and names(tmp_path) == ["a.safetensors", "b.safetensors"]
+    for target in ("b.safetensors", "run"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            convert(source, tmp_path / "file" / target)
 
 
 def test_without_pytorch_a_pth_says_how_to_install_it(tmp_path, monkeypatch):
@@ -296,7 +228,7 @@ def test_without_pytorch_a_pth_says_how_to_install_it(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"x")
     source = save(tmp_path / "a.safetensors", numbers())
     for args in ((tmp_path / "a.pth", tmp_path / "run"), (source, tmp_path / "b.pth")):
-        with pytest.raises(UserError, match=r"needs PyTorch.*pip install"):
+        with pytest.raises(UserError, match=r"PyTorch is not installed.*pip install"):
             convert(*args)
     assert names(tmp_path) == ["a.pth", "a.safetensors"]
 
@@ -317,49 +249,25 @@ def load_pth(torch, path):
 def test_every_kind_to_every_kind_keeps_every_bit(torch, tmp_path):
     tensors = state_dict(steps=5)
     path = save_pth(torch, tmp_path / "0.pth", tensors)
-    for i, name in enumerate(["1.safetensors", "2.pt", "run3", "4.PTH", "5.pth", "6.safetensors", "run7", "run8"]):
-        done = convert(path, tmp_path / name)
-        assert done.num_tensors == len(tensors), i
+    for name in ["1.safetensors", "2.pt", "run3", "4.PTH", "5.pth", "6.safetensors", "run7", "run8"]:
+        assert convert(path, tmp_path / name).num_tensors == len(tensors)
         path = tmp_path / name
     assert_same_arrays(load_pth(torch, tmp_path / "4.PTH"), tensors)
-    assert_same_arrays(load_pth(torch, tmp_path / "5.pth"), tensors)
     assert_same_bits(load_variables(tmp_path / "run8").variables, from_torch(tensors))
-
-
-def test_pytorchs_old_format_is_read(torch, tmp_path):
-    tensors = state_dict()
-    tensors_of_torch = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    torch.save(tensors_of_torch, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    assert_same_bits(read_weights(tmp_path / "a.pth").variables, from_torch(tensors))
 
 
 def test_a_published_file_there_and_back(torch, tmp_path):
     tensors = numbers(steps=98)
     prefixed = {f"module.{name}": array for name, array in tensors.items()}
-    source = save_pth(torch, tmp_path / "a.pth", prefixed, acc=91.26, epoch=50)
+    source = save_pth(torch, tmp_path / "a.pth", prefixed, acc=torch.tensor(91.25), epoch=50)
     convert(source, tmp_path / "run")
-    record = load_variables(tmp_path / "run").record
-    converted = {"source": "a.pth", "weights": None, "accuracy": 91.26, "epoch": 50, "config": None}
-    assert record["converted"] == converted
     for i, start in enumerate((source, tmp_path / "run")):
         convert(start, tmp_path / f"{i}.pth", wrap=True)
         wrapped = load_pth(torch, tmp_path / f"{i}.pth")
         assert_same_arrays(wrapped["net"], tensors)
-        assert (wrapped["acc"], wrapped["epoch"]) == (91.26, 50) and type(wrapped["epoch"]) is int
+        assert (wrapped["acc"], wrapped["epoch"]) == (91.25, 50) and type(wrapped["epoch"]) is int
         convert(start, tmp_path / f"{i}-bare.pth")
         assert_same_arrays(load_pth(torch, tmp_path / f"{i}-bare.pth"), tensors)
-
-
-def test_acc_and_epoch_that_are_no_numbers_are_left_out(torch, tmp_path):
-    for i, acc in enumerate((float("nan"), "91", None, torch.ones(2))):
-        source = save_pth(torch, tmp_path / f"{i}.pth", numbers(), acc=acc if acc != "91" else "high", epoch=3)
-        read = read_weights(source)
-        assert read.accuracy is None and read.epoch == 3
-        assert "holds no test or validation accuracy" in refused(source, tmp_path / "out.pth", wrap=True)
-    source = save_pth(torch, tmp_path / "tensor.pth", numbers(), acc=torch.tensor(91.5), epoch=torch.tensor(4))
-    read = read_weights(source)
-    assert (read.accuracy, read.epoch) == (91.5, 4)
-    assert read_weights(save_pth(torch, tmp_path / "vast.pth", numbers(), acc=10**400, epoch=3)).accuracy is None
 
 
 @pytest.mark.parametrize(
@@ -381,14 +289,15 @@ def test_a_wrapped_run_states_the_chosen_epoch_and_its_accuracy(torch, tmp_path,
 
 def test_an_accuracy_that_is_not_known_is_not_made_up(torch, tmp_path):
     write_run(tmp_path / "run")
-    assert "accuracy of these weights" in refused(tmp_path / "run", tmp_path / "a.pth", "fast", wrap=True)
-    write_run(tmp_path / "bare", replace(RUN, optim=OptimConfig(lookahead=False)))
+    assert "tells no accuracy of these" in refused(tmp_path / "run", tmp_path / "a.pth", "fast", wrap=True)
+    write_run(tmp_path / "bare", BARE)
     convert(tmp_path / "bare", tmp_path / "b.pth", wrap=True)
     assert load_pth(torch, tmp_path / "b.pth")["acc"] == 30.5
     write_run(tmp_path / "stopped", history=[], best_step=None)
-    assert "accuracy and no epoch of these weights" in refused(tmp_path / "stopped", tmp_path / "a.pth", wrap=True)
-    source = save_pth(torch, tmp_path / "plain.pth", numbers())
-    assert "accuracy and no epoch of these weights" in refused(source, tmp_path / "a.pth", wrap=True)
+    plain = save_pth(torch, tmp_path / "plain.pth", numbers())
+    odd = save_pth(torch, tmp_path / "odd.pth", numbers(), acc=float("nan"), epoch="last")
+    for source in (tmp_path / "stopped", plain, odd):
+        assert "tells no accuracy and no epoch of these weights" in refused(source, tmp_path / "a.pth", wrap=True)
     assert not (tmp_path / "a.pth").exists()
 
 
@@ -411,51 +320,36 @@ def test_nothing_in_a_pth_is_executed(torch, tmp_path, form):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     text = refused(path, tmp_path / "run")
-    assert text.startswith(f"{path}: ") and "was executed" in text and "False" not in text
+    assert text.startswith(f"{path}: ") and "nothing in it was executed" in text
     assert names(tmp_path) == ["a.pth"]
     if form in ("zip", "old"):
-        assert "mkdir" in text and "torch.save(net.state_dict(), 'weights.pth')" in text
+        assert "mkdir, no tensor" in text and "torch.save(net.state_dict(), 'weights.pth')" in text
         torch.load(path, weights_only=False)
         assert marker.is_dir(), "the file does what it is made to, where it is let"
 
 
-def test_a_whole_network_in_a_pth_is_refused(torch, tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
-    text = refused(tmp_path / "a.pth", tmp_path / "run")
-    assert "holds torch.nn.modules.linear.Linear, which is neither a tensor nor a plain value" in text
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
-def test_a_damaged_pth_is_named(torch, tmp_path, damage, zipped):
-    path = tmp_path / "a.pth"
-    tensors = {name: torch.from_numpy(array) for name, array in numbers().items()}
-    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+def test_a_damaged_pth_is_named(torch, tmp_path, damage):
+    path = save_pth(torch, tmp_path / "a.pth", numbers())
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     text = refused(path, tmp_path / "run")
-    assert text.startswith(f"{path}: " + ("the file is empty" if damage == "empty" else "not a .pth file of weights"))
-    assert "\n" not in text and "False" not in text and len(text) < 400
+    assert text.startswith(f"{path}: damaged (") and "\n" not in text and len(text) < 400
 
 
 def test_what_is_no_pth_of_weights_is_refused(torch, tmp_path):
-    assert "no such file" in refused(tmp_path / "a.pth", tmp_path / "run")
-    (tmp_path / "b.pth").mkdir()
-    assert "b.pth: not a file" in refused(tmp_path / "b.pth", tmp_path / "run")
     torch.save(torch.ones(3), tmp_path / "c.pth")
-    assert "c.pth: holds Tensor, expected a state dict" in refused(tmp_path / "c.pth", tmp_path / "run")
-    torch.save({"epoch": 3, "weights": {}}, tmp_path / "d.pth")
-    assert "found 'epoch', 'weights'. Give the state dict itself" in refused(tmp_path / "d.pth", tmp_path / "run")
+    assert "c.pth: holds Tensor, not a state dict" in refused(tmp_path / "c.pth", tmp_path / "run")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "d.pth")
+    assert "holds torch.nn.modules.linear.Linear, no tensor" in refused(tmp_path / "d.pth", tmp_path / "run")
 
 
-@pytest.mark.parametrize("version, safe", [("2.5.1+cpu", False), ("1.13.0", False), ("2.6.0", True), ("3.0.0a1", True)])
-def test_pytorch_that_could_be_made_to_execute_code_does_not_read(torch, tmp_path, monkeypatch, version, safe):
+def test_pytorch_that_could_be_made_to_execute_code_does_not_read(torch, tmp_path, monkeypatch):
     path = save_pth(torch, tmp_path / "a.pth", numbers())
-    monkeypatch.setattr(torch, "__version__", version)
-    if safe:
-        assert read_weights(path).config == SMALL
-    else:
-        with pytest.raises(UserError, match=r"a\.pth: not read with PyTorch .*CVE-2025-32434.*pip install"):
-            read_weights(path)
+    monkeypatch.setattr(torch, "__version__", "3.0.0a1")
+    assert read_weights(path).config == SMALL
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(UserError, match=r"CVE-2025-32434.*pip install"):
+        read_weights(path)
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -466,21 +360,16 @@ def run_main(monkeypatch, *args):
     try:
         jaxresnet.__main__.main()
     except SystemExit as error:
-        return error.code
+        return error.code or 0
     return 0
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "run")
     target = tmp_path / "a.safetensors"
-    assert run_main(monkeypatch, "convert", tmp_path / "run", target, "--weights", "fast") in (0, None)
-    lines = capsys.readouterr().out.splitlines()
-    params = f"{jr.count_params(MODEL):,}"
-    assert lines == [
-        f"{tmp_path / 'run'} -> {target} (fast weights)",
-        f"blocks 1, width 4, shortcuts 1x1, 10 classes: {params} parameters, 20 tensors",
-    ]
+    assert run_main(monkeypatch, "convert", tmp_path / "run", target, "--weights", "fast") == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} -> {target} (fast weights)" in printed
+    assert f"{jr.count_params(MODEL):,} parameters" in printed and "20 tensors" in printed
     assert run_main(monkeypatch, "convert", target, tmp_path / "b.safetensors", "--wrap") == 2
-    assert "only a .pth or .pt can be wrapped" in capsys.readouterr().err
-    assert run_main(monkeypatch, "convert", tmp_path / "nowhere", tmp_path / "b.safetensors") == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert "leave --wrap out" in capsys.readouterr().err

@@ -145,9 +145,9 @@ def test_a_record_that_was_changed_is_noticed(copy, change):
 
 
 def test_a_damaged_one_is_renamed_not_removed(copy):
-    assert checkpoint.set_aside(copy, 5).name == "damaged-5"
+    assert checkpoint.set_aside(copy, 5) == f"{copy}/damaged-5"
     save(copy, make_saved(5))
-    assert checkpoint.set_aside(copy, 5).name == "damaged-5-1"
+    assert checkpoint.set_aside(copy, 5) == f"{copy}/damaged-5-1"
     assert saved_steps(copy) == [4]
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 
 import pytest
-from watched import Training, results_of
+from support.watched import Training, results_of
 
 DRAWN = ("summary.json", "summary.md", "figure.png", "report.html")
 KIB = 1024

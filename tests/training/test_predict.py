@@ -88,11 +88,11 @@ def test_no_images_give_no_rows(run):
     assert predict(run[0], np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 10)
 
 
-def test_a_run_that_was_stopped_in_its_first_epoch_predicts_from_there(tiny_data, tmp_path):
-    config = replace(RUN, selection="last")
+def test_a_run_that_was_stopped_in_its_first_epoch_has_nothing_to_predict_with(tiny_data, tmp_path):
     with pytest.raises(Interrupted):
-        fit(config, tiny_data, tmp_path, devices=ONE, should_stop=stop_after(2))
-    assert predict(tmp_path, tiny_data.test.images[:3]).shape == (3, 10)
+        fit(RUN, tiny_data, tmp_path, devices=ONE, should_stop=stop_after(2))
+    with pytest.raises(ResultsError, match="has not finished an epoch yet"):
+        predict(tmp_path, tiny_data.test.images[:3])
 
 
 @pytest.mark.parametrize(
