@@ -44,7 +44,7 @@ from network import network
 import jaxresnet as jr
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
-from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.reporting.tables import aligned
 from jaxresnet.training.compilation import use_compilation_cache
 from jaxresnet.training.engine import Engine, Program, make_engine

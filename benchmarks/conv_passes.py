@@ -5,7 +5,7 @@
 For each 3x3 convolution with more than the stem's channels, a batch of images and both precisions, one program computes
 the output, the gradient of the images and that of the kernel:
 
-- `library`: `jaxresnet.nn.cpu.conv.conv2d` as a network on this CPU takes it (bfloat16 as on one that multiplies it).
+- `library`: `jaxresnet.nn.cpu.conv.conv_cpu` as a network on this CPU takes it (bfloat16 as on one that multiplies it).
 - `XLA`: `lax.conv_general_dilated` and its gradients.
 - `at once`: the library's, without chunks of the batch. `half`, `double`: with chunks of half and twice the size.
 - `unrolled`: the loop over chunks unrolled, to see whether a loop is slower on the inside.
@@ -31,7 +31,7 @@ from train_step import seconds
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.cpu import chunks
-from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS, conv2d
+from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS, conv_cpu
 from jaxresnet.reporting.tables import aligned
 
 CHUNK = chunks.NUMBERS_PER_CHUNK
@@ -46,13 +46,15 @@ WAYS: dict[str, Any] = {
 }
 
 
-def passes(way: str, precision: str, stride: int) -> Any:
+def passes(way: str, stride: int) -> Any:
     """(results to overwrite, images, kernel, doutput) -> (output, dimages, dkernel)"""
-    backend: Any = "other" if way == "XLA" else "bfloat16" if precision == "bfloat16" else "cpu"
 
     def compute(_: Any, images: jax.Array, kernel: jax.Array, doutput: jax.Array) -> Any:
-        conv = partial(conv2d, strides=(stride, stride), padding=((1, 1), (1, 1)), backend=backend)
-        output, pull = jax.vjp(conv, images, kernel)
+        conv: Any = lax.conv_general_dilated if way == "XLA" else conv_cpu
+        layout = ("NHWC", "HWIO", "NHWC")
+        output, pull = jax.vjp(
+            lambda *a: conv(*a, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layout), images, kernel
+        )
         return output, *pull(doutput)
 
     return jax.jit(compute, donate_argnums=0, keep_unused=True, compiler_options=CPU_COMPILER_OPTIONS)
@@ -68,7 +70,7 @@ def measure(batch: int, side: int, channels: int, stride: int, precision: str, p
     programs = {}
     for way, change in WAYS.items():
         with patch(*change) if change else patch.dict({}):
-            traced = passes(way, precision, stride).lower(results[way], images, kernel, doutput)
+            traced = passes(way, stride).lower(results[way], images, kernel, doutput)
         programs[way] = traced.compile()
 
     def run(way: str) -> None:

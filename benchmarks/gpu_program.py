@@ -39,7 +39,7 @@ import jaxresnet.training.steps
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.batch_norm import at_least_float32
-from jaxresnet.optim.optimizers import hypers_of, per_step
+from jaxresnet.optim.schedules import hypers_of, per_step
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.packing import AS_IT_IS
 from jaxresnet.training.steps import AXIS, make_steps, steps_per_epoch

@@ -50,7 +50,7 @@ class Place(NamedTuple):
 @contextmanager
 def named_layers() -> Iterator[None]:
     """While it holds, what is traced carries the names of layers and parts in the `op_name` of its instructions."""
-    call, make_optimizer = jr.ResNet.__call__, steps.make_optimizer
+    call, make_step_optimizer = jr.ResNet.__call__, steps.make_step_optimizer
 
     def named_call(network: jr.ResNet, *args: Any) -> Any:
         names = {id(module): _layer_name(path) for path, module in nnx.iter_modules(network)}
@@ -62,12 +62,12 @@ def named_layers() -> Iterator[None]:
             return _scoped(call, lambda *_: NETWORK)(network, *args)
 
     def named_optimizer(*args: Any) -> optax.GradientTransformation:
-        tx = make_optimizer(*args)
+        tx = make_step_optimizer(*args)
         return optax.GradientTransformationExtraArgs(tx.init, _scoped(tx.update, lambda *_: "optimiser"))
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(jr.ResNet, "__call__", named_call))
-        stack.enter_context(mock.patch.object(steps, "make_optimizer", named_optimizer))
+        stack.enter_context(mock.patch.object(steps, "make_step_optimizer", named_optimizer))
         for part, functions in _PARTS.items():
             for module, name in functions:
                 scoped = _scoped(getattr(module, name), lambda *_, part=part: part)

@@ -37,7 +37,7 @@ from train_step import matmul_flops, seconds
 import jaxresnet as jr
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.reporting.tables import as_markdown
 from jaxresnet.training.engine import Engine, replicate
 

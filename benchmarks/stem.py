@@ -20,7 +20,7 @@ from train_step import seconds_of
 
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
-from jaxresnet.nn.cpu.conv import NHWC, conv_for
+from jaxresnet.nn.cpu.conv import conv_cpu
 
 CHANNELS = (3, 4, 8)
 
@@ -33,8 +33,8 @@ def passes(channels: int, repeats: int) -> Any:
         more = channels - images.shape[-1]
         images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, more)))
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
-        conv = conv_for(platform, images.dtype)
-        return conv(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)
+        conv = conv_cpu if platform == "cpu" else jax.lax.conv_general_dilated
+        return conv(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def both(images: Array, kernel: Array, doutput: Array) -> tuple[Array, Array]:
         output, pull = jax.vjp(lambda kernel: convolve(images, kernel), kernel)

@@ -33,7 +33,7 @@ import jaxresnet as jr
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.cpu.conv import convolves_in_loops
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.engine import IMAGES_PER_DISPATCH, make_engine, replicate
 from jaxresnet.training.metrics import cross_entropy

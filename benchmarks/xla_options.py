@@ -34,7 +34,7 @@ import jaxresnet as jr
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.reporting.tables import aligned
 from jaxresnet.training.compilation import CompiledOnce
 from jaxresnet.training.engine import Engine, replicate

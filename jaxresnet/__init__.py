@@ -22,8 +22,10 @@ from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsErro
 from jaxresnet.interop.torch import from_torch, to_torch
 from jaxresnet.interop.weight_files import convert
 from jaxresnet.nn.resnet import Model, ResNet, build_model, count_params
-from jaxresnet.nn.summary import count_macs, summary
-from jaxresnet.optim.optimizers import lookahead, make_momentum_schedule, make_optimizer, make_schedule
+from jaxresnet.nn.summary import count_macs, summarise
+from jaxresnet.optim.lookahead import lookahead
+from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.schedules import make_momentum_schedule, make_schedule
 from jaxresnet.recipes import SOURCE, Published, intended, published
 from jaxresnet.reporting.report import Report, TreeReport, render, render_tree
 from jaxresnet.training.compilation import use_compilation_cache
@@ -91,7 +93,7 @@ __all__ = [
     "render",
     "render_tree",
     "run_experiment",
-    "summary",
+    "summarise",
     "to_dict",
     "to_torch",
     "use_compilation_cache",

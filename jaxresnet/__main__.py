@@ -29,9 +29,9 @@ def main() -> None:
     @subcommands.command(name="summary")
     def _(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
         """Print a network's layers, shapes, parameters and multiply-adds."""
-        from jaxresnet.nn.summary import summary
+        from jaxresnet.nn.summary import summarise
 
-        print(summary(model))
+        print(summarise(model))
 
     @subcommands.command(name="report")
     def _(folder: tyro.conf.Positional[Path]) -> None:

@@ -22,7 +22,7 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.files import write_bytes, write_json, write_text
 from jaxresnet.hardware import environment
 from jaxresnet.nn.summary import PARAMETER_BUDGET, count_macs, layers
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.recipes import published
 from jaxresnet.reporting.figure_models import draw_models
 from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, markdown_text, without_columns

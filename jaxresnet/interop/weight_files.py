@@ -22,7 +22,8 @@ import numpy as np
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import UserError, WeightsError, printable
 from jaxresnet.interop.torch import counted_batches, from_torch, model_config_of, require_torch, to_torch, torch_arrays
-from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.predict import load_variables
@@ -232,7 +233,7 @@ def _write_folder(folder: Path, read: Weights, source: Path) -> None:
     """A checkpoint of a run that has these weights, and no epoch of its own behind it."""
     config = TrainConfig(model=read.config, optim=OptimConfig(lookahead=False))
     params, batch_stats = read.variables["params"], read.variables["batch_stats"]
-    opt_state = make_optimizer(config.optim, 1, 1).init(params)
+    opt_state = make_step_optimizer(config.optim, hypers_of(config.optim)).init(params)
     step = jnp.int32(min(max(read.step, 0), jnp.iinfo(jnp.int32).max))
     state = TrainState(step, params, batch_stats, {}, opt_state, jax.random.key_data(jax.random.key(config.seed)))
     record: dict[str, Any] = {

@@ -22,7 +22,7 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.hardware import resolved
 from jaxresnet.nn.cpu.conv import convolves_in_loops
 from jaxresnet.nn.summary import count_macs
-from jaxresnet.optim.optimizers import Hypers, per_step
+from jaxresnet.optim.schedules import Hypers, per_step
 from jaxresnet.training.compilation import CompiledOnce, compile_lowered
 from jaxresnet.training.metrics import Sums, TrainTotals, zero_sums, zero_totals
 from jaxresnet.training.state import TrainState

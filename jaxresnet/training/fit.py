@@ -17,7 +17,7 @@ from jaxresnet.data.splits import run_splits
 from jaxresnet.errors import NonFiniteError
 from jaxresnet.files import lock
 from jaxresnet.hardware import backend, resolved
-from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training.checkpoint import Saved
 from jaxresnet.training.engine import Engine, make_engine, replicate
 from jaxresnet.training.metrics import TrainTotals, averages

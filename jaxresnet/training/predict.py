@@ -13,7 +13,8 @@ from jaxresnet.data.augment import normalise
 from jaxresnet.errors import ConfigError, DataError, ResultsError
 from jaxresnet.files import is_number, is_whole
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.compilation import compile_lowered
 from jaxresnet.training.metrics import zero_totals
@@ -59,7 +60,8 @@ def load_variables(checkpoint_dir: str | Path, weights: Literal["fast", "slow"] 
             raise ConfigError(f"weights={weights!r}: {checkpoint_dir} holds one set of weights, as it has no Lookahead")
         _check_record(checkpoint_dir, record)
         step = record["best_step"] or last
-        state = create_train_state(build_model(config.model), make_optimizer(config.optim, 1, 1), 0)
+        tx = make_step_optimizer(config.optim, hypers_of(config.optim))
+        state = create_train_state(build_model(config.model), tx, 0)
         state = checkpoints.restore(step, state, zero_totals()).state
     weights = weights or (config.eval_weights if config.optim.lookahead else "fast")
     return Loaded(config, eval_variables(state, weights), step, weights, record)

@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from jaxresnet.nn.resnet import Model
-from jaxresnet.optim.optimizers import LookaheadState, slow_params_of
+from jaxresnet.optim.lookahead import LookaheadState, slow_params_of
 
 
 class TrainState(NamedTuple):

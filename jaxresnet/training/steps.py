@@ -6,7 +6,6 @@ devices are then averages of equals, and the result is the same without padding 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +17,8 @@ from jax import Array, lax
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.augment import EpochPlan, augment_batch, epoch_plan, normalise
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.optim.optimizers import Hypers, at_step, make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import Hypers, at_step, hypers_of
 from jaxresnet.training.metrics import Sums, TrainTotals, add, batch_sums, cross_entropy
 from jaxresnet.training.packing import AS_IT_IS, Layout, vectors
 from jaxresnet.training.state import TrainState, create_train_state, sync_batch_stats
@@ -67,9 +67,7 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
     """
     model = build_model(config.model, AXIS, platform)
     whole_batch_model = build_model(config.model, None, platform)  # for batches that every device computes alike
-    # The schedule comes in as numbers, a rate and a momentum a step.
-    optim = replace(config.optim, schedule="constant", schedule_unit="step", schedule_length=None, cycle_momentum=False)
-    optimizer = partial(make_optimizer, optim, 1, 1)
+    optim = config.optim
     num_steps = steps_per_epoch(num_train, config.batch_size)
 
     def share(start: Array, rank: Array, batch_size: int) -> tuple[Array, int, Callable[[Any], Any]]:
@@ -80,7 +78,7 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
         return start + rank * size, size, lambda sums: lax.psum(sums, AXIS)
 
     def init(seed: Array) -> TrainState:
-        return create_train_state(model, optimizer(), seed)
+        return create_train_state(model, make_step_optimizer(optim, hypers_of(optim)), seed)
 
     def plan(key: Array, epoch: Array) -> EpochPlan:
         return epoch_plan(jax.random.wrap_key_data(key), epoch, num_train, config.augment)
@@ -111,7 +109,7 @@ def make_steps(config: TrainConfig, num_train: int, num_devices: int, platform: 
 
         grads, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
         grads, batch_stats = lax.pmean(layout.pack(grads), AXIS), layout.pack_stats(batch_stats)
-        tx = optimizer(at_step(hypers, state.step % num_steps))
+        tx = make_step_optimizer(optim, at_step(hypers, state.step % num_steps))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         slow_batch_stats = sync_batch_stats(

@@ -14,7 +14,7 @@ from operations import operations_of
 
 import jaxresnet as jr
 from jaxresnet.nn.summary import layers as layers_of
-from jaxresnet.optim.optimizers import hypers_of, per_step
+from jaxresnet.optim.schedules import hypers_of, per_step
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.steps import AXIS, make_steps
 

@@ -12,7 +12,7 @@ from support.tiny import PARTIAL
 import jaxresnet as jr
 import jaxresnet.training.engine
 from jaxresnet.nn.cpu import chunks
-from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training.compilation import CompiledOnce
 from jaxresnet.training.engine import Engine, Program
 from jaxresnet.training.metrics import zero_totals

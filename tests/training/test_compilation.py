@@ -13,7 +13,7 @@ from support.tiny import RUN, contents
 
 import jaxresnet.training.compilation
 from jaxresnet.comparison.compare import compare
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.recipes import published
 from jaxresnet.training.compilation import CompiledOnce, compiler_options, use_compilation_cache
 from jaxresnet.training.engine import Program, make_engine, replicate

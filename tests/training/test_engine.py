@@ -21,7 +21,7 @@ from support.tiny import (
 import jaxresnet.training.steps
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
-from jaxresnet.optim.optimizers import hypers_of
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.engine import Engine, Program, first_copy, make_engine, replicate
 from jaxresnet.training.fit import Interrupted, fit
 from jaxresnet.training.metrics import averages

@@ -22,7 +22,7 @@ import jaxresnet.training.fit
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.data.dataset import Dataset, Split, fingerprint
 from jaxresnet.errors import ConfigError, DataError, NonFiniteError, ResultsError
-from jaxresnet.optim.optimizers import make_schedule
+from jaxresnet.optim.schedules import make_schedule
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.engine import Engine, make_engine
 from jaxresnet.training.fit import Interrupted, check_run, fit

@@ -18,7 +18,7 @@ from support.tiny import (
 
 import jaxresnet.training.fit
 from jaxresnet.errors import NonFiniteError, ResultsError, StorageError
-from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.engine import make_engine
 from jaxresnet.training.fit import Interrupted, fit

@@ -10,7 +10,8 @@ from support.tiny import MODEL, RUN, assert_same_to_rounding
 
 from jaxresnet.config import OptimConfig
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.packing import vectors
 from jaxresnet.training.state import create_train_state
 from jaxresnet.training.steps import make_steps
@@ -33,7 +34,7 @@ def random_like(tree, seed=0):
 
 @pytest.fixture(params=OPTIMISERS.values(), ids=OPTIMISERS)
 def optimiser(request):
-    return make_optimizer(request.param, 1, 1)
+    return make_step_optimizer(request.param, hypers_of(request.param))
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_nothing_but_vectors_and_numbers_is_left(state):
 def test_output_channels_are_the_slowest_axis():
     """As cuDNN has them, so that a kernel is a piece of the vector as it lies there."""
     kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
-    state = create_train_state(build_model(MODEL), make_optimizer(OptimConfig(lookahead=False), 1, 1), 0)
+    state = create_train_state(build_model(MODEL), make_step_optimizer(RUN.optim, hypers_of(RUN.optim)), 0)
     layout = vectors(state._replace(params={"kernel": kernel}))
     np.testing.assert_array_equal(layout.pack({"kernel": kernel})[:18], kernel[..., 0].ravel())
 
@@ -86,7 +87,7 @@ def test_only_gpus_have_it():
 
 
 def _epoch_program(steps) -> str:
-    from jaxresnet.optim.optimizers import hypers_of, per_step
+    from jaxresnet.optim.schedules import per_step
     from jaxresnet.training.metrics import zero_totals
     from jaxresnet.training.steps import AXIS
 

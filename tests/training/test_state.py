@@ -15,7 +15,7 @@ from jaxresnet import (
     make_optimizer,
 )
 from jaxresnet.nn.resnet import Model
-from jaxresnet.optim.optimizers import LookaheadState
+from jaxresnet.optim.lookahead import LookaheadState
 from jaxresnet.training.state import sync_batch_stats
 
 

@@ -15,7 +15,8 @@ import jaxresnet.training.steps
 from jaxresnet.config import ModelConfig
 from jaxresnet.data.augment import augment_batch, epoch_plan
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.optim.optimizers import epoch_hypers, make_optimizer
+from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training.engine import Engine, make_engine, replicate
 from jaxresnet.training.metrics import averages
 from jaxresnet.training.state import TrainState, create_train_state, eval_variables, sync_batch_stats
