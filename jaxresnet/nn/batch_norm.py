@@ -5,7 +5,7 @@ Each pass reads the activations twice, once for the sums and once to use them, a
 in their own dtype; the sums, and all that is made of them, are float32 at least.
 
 In bfloat16 on a CPU the sums are taken in chunks of the batch that stay in the cache, and activations are read as bits,
-as XLA:CPU would write copies of them in float32 (see `cpu.chunks`). The results are the same.
+as XLA:CPU would write copies of them in float32 (see `cpu.chunks`). The results are the same to rounding.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class BatchNorm(nnx.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalise_batch(
-    x: Array, scale: Array, bias: Array, axis_name: str | None = None, platform: str | None = None
+    x: Array, scale: Array, bias: Array, axis_name: str | None, platform: str | None
 ) -> tuple[Array, Array, Array]:
     """Normalise `x` (B, H, W, C) by its own statistics, over the batches of all devices where `axis_name` names the
     mapped axis. scale, bias: (C,) float32. platform: where it will run.
