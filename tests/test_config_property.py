@@ -31,7 +31,7 @@ from jaxresnet.config import (
     with_fields,
 )
 from jaxresnet.nn.resnet import count_params
-from jaxresnet.optim.optimizers import epoch_hypers, make_momentum_schedule, make_schedule
+from jaxresnet.optim.schedules import epoch_hypers, make_momentum_schedule, make_schedule
 from jaxresnet.training.engine import make_engine
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.steps import AXIS, make_steps, steps_per_epoch

@@ -27,9 +27,9 @@ def main() -> None:
 
 def summary(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
     """Print a network's layers, shapes, parameters and multiply-adds."""
-    from jaxresnet.nn.summary import summary
+    from jaxresnet.nn.summary import summarise
 
-    print(summary(model))
+    print(summarise(model))
 
 
 def report(folder: tyro.conf.Positional[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a network is made of: layers, shapes, parameters and multiply-adds, without running it."""
+"""What a network is made of, without running it: layers, shapes, parameters and multiply-adds."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.nn.resnet import count_params
 
-PARAMETER_BUDGET = 5_000_000
+
 
 
 class Layer(NamedTuple):
@@ -21,8 +21,7 @@ class Layer(NamedTuple):
 
 
 def layers(config: ModelConfig, image_size: int = 32) -> list[Layer]:
-    """The layers in order. Convolutions and the linear layer carry the multiply-adds, batch norms two parameters a
-    channel. Works for configurations whose pool does not fit; `summary` says so."""
+    """The layers in order, also of a configuration whose pool does not fit."""
     result: list[Layer] = []
 
     def conv_bn(name: str, kernel: int, side: int, features_in: int, features: int) -> None:
@@ -56,18 +55,22 @@ def count_macs(config: ModelConfig) -> int:
     return sum(layer.macs for layer in layers(config))
 
 
-def summary(config: ModelConfig) -> str:
-    """The table that `python -m jaxresnet summary` prints."""
+def summarise(config: ModelConfig) -> str:
+    """The table that `python -m jaxresnet summary` prints: all layers, the parameters against the budget, the
+    multiply-adds, and whether the network can run."""
+    header = ("layer", "kind", "output", "parameters", "multiply-adds")
     rows = [(y.name, y.kind, " x ".join(map(str, y.shape)), f"{y.params:,}", f"{y.macs:,}") for y in layers(config)]
-    rows = [("layer", "kind", "output", "parameters", "multiply-adds"), *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    template = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<<>>", widths, strict=True))
     total = count_params(config)
     over = total - PARAMETER_BUDGET
     budget = f"{over:,} over" if over > 0 else f"{-over:,} under"
-    lines += ["", f"{total:,} parameters, {budget} the budget of {PARAMETER_BUDGET:,}"]
-    lines += [f"{count_macs(config):,} multiply-adds an image, forward"]
+    lines = [
+        *(template.format(*row) for row in (header, *rows)),
+        "",
+        f"{total:,} parameters, {budget} the budget of {PARAMETER_BUDGET:,}",
+        f"{count_macs(config):,} multiply-adds an image, forward",
+    ]
     try:
         config.check_pool()
     except ConfigError as e:

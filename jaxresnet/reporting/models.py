@@ -11,7 +11,7 @@ from jaxresnet.results.schemas import read_measurement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARAMETER_BUDGET = 5_000_000
+
 LEAST_TO_MOST = "least to most"  # the column that a terminal has no room for
 MOST_TICKS = 40  # of an axis; the published networks need 13
 

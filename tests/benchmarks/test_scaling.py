@@ -11,7 +11,7 @@ import pytest
 
 import jaxresnet as jr
 from jaxresnet.cli.options import parse
-from jaxresnet.optim.optimizers import epoch_hypers
+from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training.engine import make_engine
 from jaxresnet.training.metrics import zero_totals
 

@@ -21,7 +21,8 @@ from jaxresnet.config import OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import ConfigError, ResultsError, StorageError, UserError, WeightsError
 from jaxresnet.interop.torch import from_torch, torch_arrays
 from jaxresnet.interop.weight_files import convert, read_weights
-from jaxresnet.optim.optimizers import make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.checkpoint import Checkpoints
 from jaxresnet.training.engine import replicate
 from jaxresnet.training.metrics import zero_totals
@@ -60,7 +61,7 @@ def write_run(folder, config=RUN, history=SCORED_ONCE, best_step=10):
     states = {}
     for seed, step in enumerate(sorted({best_step or 20, 20})):
         fast, slow = from_torch(numbers(config.model, seed=seed)), from_torch(numbers(config.model, seed=seed + 5))
-        opt_state = make_optimizer(config.optim, 1, 1).init(slow["params"])
+        opt_state = make_step_optimizer(config.optim, hypers_of(config.optim)).init(slow["params"])
         slow_batch_stats = slow["batch_stats"] if config.optim.lookahead else {}
         key = jax.random.key_data(jax.random.key(0))
         state = TrainState(np.int32(step), fast["params"], fast["batch_stats"], slow_batch_stats, opt_state, key)

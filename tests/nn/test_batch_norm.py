@@ -1,4 +1,4 @@
-"""Batch normalisation: normalises, moves in training as PyTorch's, and at inference is one function bit for bit."""
+"""Batch normalisation: it normalises, moves its statistics as PyTorch's, and is one function at inference."""
 
 from functools import partial
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxresnet.nn.batch_norm import batch_norm, relu
-from jaxresnet.nn.resnet import BATCH_NORM_EPS, BatchNorm
+from jaxresnet.nn.batch_norm import EPS, BatchNorm, normalise_batch, relu
+from jaxresnet.nn.cpu import chunks
 
 RNG = np.random.default_rng(0)
 X = RNG.normal([3, -2, 0.5], [2, 0.5, 1], (6, 5, 5, 3)).astype(np.float32)  # 150 values a channel
@@ -27,16 +27,11 @@ def layer(scale=1.0, bias=0.0) -> BatchNorm:
     return bn
 
 
-def test_normalises():
-    mean, var = statistics(layer()(jnp.asarray(X), train=True))
-    np.testing.assert_allclose(mean, 0, atol=1e-5)
-    np.testing.assert_allclose(var, 1, rtol=1e-4)
-
-
-def test_scale_and_bias():
-    mean, var = statistics(layer(3, 7)(jnp.asarray(X), train=True))
-    np.testing.assert_allclose(mean, 7, rtol=1e-5)
-    np.testing.assert_allclose(var, 9, rtol=1e-4)
+@pytest.mark.parametrize(("scale", "bias"), [(1, 0), (3, 7)])
+def test_normalises_then_scales_and_shifts(scale, bias):
+    mean, var = statistics(layer(scale, bias)(jnp.asarray(X), train=True))
+    np.testing.assert_allclose(mean, bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(var, scale**2, rtol=1e-4)
 
 
 def test_running_statistics_move_as_pytorchs():
@@ -60,20 +55,13 @@ def test_the_batch_is_normalised_by_the_biased_variance():
     np.testing.assert_allclose(bn.var[...], 0.9 + 0.1 * 2, rtol=1e-6)
 
 
-def test_inference_uses_the_running_statistics():
+def test_inference_uses_the_running_statistics_and_moves_nothing():
     bn = layer(2, 1)
-    bn(jnp.asarray(X), train=True)
-    expected = 2 * (X - np.asarray(bn.mean[...])) / np.sqrt(np.asarray(bn.var[...]) + BATCH_NORM_EPS) + 1
-    np.testing.assert_allclose(bn(jnp.asarray(X), train=False), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_inference_is_bit_equal_and_moves_nothing():
-    bn = layer()
     bn(jnp.asarray(X), train=True)
     before = [np.array(bn.mean[...]), np.array(bn.var[...])]
     whole = np.asarray(bn(jnp.asarray(X), train=False))
-    np.testing.assert_array_equal(bn(jnp.asarray(X), train=False), whole)
-    # An image does not depend on the others in its batch.
+    np.testing.assert_allclose(whole, 2 * (X - before[0]) / np.sqrt(before[1] + EPS) + 1, rtol=1e-4, atol=1e-5)
+    # An image does not depend on the others in its batch, to the bit.
     halves = [bn(jnp.asarray(half), train=False) for half in (X[:3], X[3:])]
     np.testing.assert_array_equal(np.concatenate(halves), whole)
     np.testing.assert_array_equal([bn.mean[...], bn.var[...]], before)
@@ -94,16 +82,11 @@ def test_statistics_are_float32_under_bfloat16():
     np.testing.assert_allclose(y_var, 1, rtol=1e-2)
 
 
-def test_a_constant_channel_is_finite():
+@pytest.mark.parametrize("x", [np.full((4, 2, 2, 3), 1000.1), np.ones((1, 1, 1, 3))], ids=["constant", "one value"])
+def test_a_channel_without_variance_is_finite(x):
     bn = layer()
-    y = bn(jnp.full((4, 2, 2, 3), 1000.1), train=True)
-    assert np.isfinite(y).all() and (np.asarray(bn.var[...]) >= 0).all()
-
-
-def test_one_value_a_channel_is_finite():
-    bn = layer()
-    assert np.isfinite(bn(jnp.ones((1, 1, 1, 3)), train=True)).all()
-    np.testing.assert_allclose(bn.var[...], 0.9, rtol=1e-6)
+    assert np.isfinite(bn(jnp.asarray(x, jnp.float32), train=True)).all()
+    np.testing.assert_allclose(bn.var[...], 0.9, atol=0.02)  # of a constant near 1,000 rounding leaves some variance
 
 
 def test_gradients():
@@ -122,7 +105,7 @@ def test_gradients():
 
     dparams, dx = gradient((nnx.as_pure(params), jnp.asarray(X)))
     mean, var = statistics(X)
-    sd = np.sqrt(var + BATCH_NORM_EPS)
+    sd = np.sqrt(var + EPS)
     xhat = (X - mean) / sd
     expected = 2 / sd * (g - g.mean((0, 1, 2)) - xhat * (g * xhat).mean((0, 1, 2)))
     np.testing.assert_allclose(dx, expected, rtol=1e-3, atol=1e-4)
@@ -153,34 +136,29 @@ def test_synchronised_over_a_mapped_axis():
 # ------------------------------------------------------------------------------------------ bfloat16 on CPUs, by bits
 
 
-def close(actual, expected, dtype):
-    """To a few roundings of `dtype`, in sums of a few thousand."""
-    rtol = {"float32": 2e-5, "bfloat16": 1.6e-2}[dtype]
-    np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(expected, np.float64), rtol, atol=rtol / 4)
-
-
-@pytest.mark.parametrize("images_in_a_chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("images_in_a_chunk", [1, 3, 100])
 def test_by_bits_and_in_chunks_it_is_the_same(images_in_a_chunk, monkeypatch):
     """Of 7 images: chunks of one, two whole ones and a rest, all at once."""
-    monkeypatch.setattr("jaxresnet.nn.cpu.chunks.NUMBERS_PER_CHUNK", 5 * images_in_a_chunk * 5 * 4 * 3)
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 5 * images_in_a_chunk * 5 * 4 * 3)
     x, dy = (jnp.asarray(RNG.normal([3, -2, 0.5], [2, 0.5, 1], (7, 5, 4, 3)), jnp.bfloat16) for _ in range(2))
     scale, bias = jnp.asarray([1.5, -1, 0.1]), jnp.asarray([0.0, 1, -2])
 
     @partial(jax.jit, static_argnums=0)
-    def passes(bits, x, dy, scale, bias):
+    def passes(platform, x, dy, scale, bias):
         def normalise(*arguments):
-            y, *statistics = batch_norm(*arguments, 1e-5, None, bits)
+            y, *statistics = normalise_batch(*arguments, None, platform)
             return y, statistics
 
         y, pull, statistics = jax.vjp(normalise, x, scale, bias, has_aux=True)
         return y, statistics, pull(dy)
 
-    jaxpr = jax.make_jaxpr(passes, static_argnums=0)(True, x, dy, scale, bias)
+    jaxpr = jax.make_jaxpr(passes, static_argnums=0)("cpu", x, dy, scale, bias)
     assert str(jaxpr).count(" scan[") == (2 if images_in_a_chunk < 7 else 0)
-    pairs = (jax.tree.leaves(passes(bits, x, dy, scale, bias)) for bits in (True, False))
+    pairs = (jax.tree.leaves(passes(platform, x, dy, scale, bias)) for platform in ("cpu", None))
     for actual, expected in zip(*pairs, strict=True):
         assert actual.dtype == expected.dtype
-        close(actual, expected, actual.dtype.name)
+        rtol = {"float32": 2e-5, "bfloat16": 1.6e-2}[actual.dtype.name]  # a few roundings, in sums of a few thousand
+        np.testing.assert_allclose(*(np.asarray(a, np.float64) for a in (actual, expected)), rtol, atol=rtol / 4)
 
 
 def test_relu_by_bits_is_the_same_bit_for_bit():
@@ -189,13 +167,10 @@ def test_relu_by_bits_is_the_same_bit_for_bit():
     a, b, dy = *map(jnp.asarray, numbers), jnp.asarray(RNG.normal(size=1000), jnp.bfloat16)
     for terms in ((a,), (a, b)):
         (y, pull), (wanted, wanted_pull) = (
-            jax.vjp(lambda *terms, bits=bits: relu(*terms, bits=bits), *terms) for bits in (True, False)
+            jax.vjp(lambda *terms, on=platform: relu(*terms, platform=on), *terms) for platform in ("cpu", None)
         )
         assert y.dtype == jnp.bfloat16
         np.testing.assert_array_equal(y, wanted)
         for actual, expected in zip(pull(dy), wanted_pull(dy), strict=True):
             np.testing.assert_array_equal(actual, expected)
-
-
-def test_relu_by_bits_lets_nan_through():
-    assert np.isnan(relu(jnp.asarray([np.nan], jnp.bfloat16), bits=True)).all()
+    assert np.isnan(relu(jnp.asarray([np.nan], jnp.bfloat16), platform="cpu")).all()

@@ -1,38 +1,58 @@
-"""The CPU convolution against XLA's own, values and both gradients, in every shape that it claims to take."""
+"""The convolution for CPUs against XLA's own: values, both gradients, and the network that is made of it.
+
+For bfloat16 the arithmetic is the same whether the CPU has instructions for it or not: they only make it fast."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxresnet import ConfigError, ModelConfig, build_model, hardware
+from jaxresnet.nn import resnet
 from jaxresnet.nn.cpu import chunks, conv
-from jaxresnet.nn.cpu.conv import conv2d
+from jaxresnet.nn.cpu.conv import conv_cpu, convolves_in_loops, promote_images
+from jaxresnet.nn.initializers import INITIALIZERS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore:precision=bfloat16 on a CPU not known to multiply it"),
+]
 
 PAD1 = ((1, 1), (1, 1))
+# (dtype of the images, JAXRESNET_CPU_BFLOAT16)
+ARITHMETIC = {"float32": ("float32", "0"), "bfloat16": ("bfloat16", "1"), "bfloat16 by float32": ("bfloat16", "0")}
 
 
-def random_case(images_shape, kernel_shape, dtype=jnp.float32):
-    images_key, kernel_key = jax.random.split(jax.random.key(0))
-    return jax.random.normal(images_key, images_shape, dtype), jax.random.normal(kernel_key, kernel_shape, dtype)
+@pytest.fixture(params=ARITHMETIC)
+def dtype(request, monkeypatch) -> str:
+    name, instructions = ARITHMETIC[request.param]
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", instructions)
+    return name
 
 
-def value_and_gradients(backend, images, kernel, strides, padding, options=None):
-    """The output and the gradients for images and kernel of a loss whose output gradient differs everywhere."""
+def numbers(seed, *shape, dtype="float32"):
+    """Of normal distribution, and exact in bfloat16."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16).astype(dtype)
 
-    def loss(images, kernel):
-        output = conv2d(images, kernel, strides, padding, backend=backend)
-        weights = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-        return jnp.sum(output.astype(jnp.float32) * weights), output
 
-    step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), compiler_options=options)
-    gradients, output = step(images, kernel)
-    return output, *gradients
+def xla_conv(images, kernel, strides, padding):
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def passes(function, images, kernel, *sizes):
+    """(output, gradient for the images, gradient for the kernel)."""
+
+    @jax.jit
+    def compute(images, kernel):
+        output, pull = jax.vjp(lambda *a: function(*a, *sizes), images, kernel)
+        return output, *pull(numbers(2, *output.shape, dtype=output.dtype))
+
+    return compute(images, kernel)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -41,142 +61,223 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
-def assert_same_as_xla(images, kernel, strides, padding):
-    options = conv.CPU_COMPILER_OPTIONS if jax.devices()[0].platform == "cpu" else None  # as in a training step
-    ours = value_and_gradients("cpu", images, kernel, strides, padding, options)
-    xlas = value_and_gradients("other", images, kernel, strides, padding)
-    for actual, expected in zip(ours, xlas, strict=True):
-        assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 12)])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 2, 3])
-def test_same_numbers_as_xla(kernel, stride, size):
+@pytest.mark.parametrize(("kernel", "size"), [(1, (8, 8)), (2, (9, 7)), (3, (5, 12))])
+def test_same_numbers_as_xla(kernel, size, stride, dtype):
     pad = kernel // 2
-    assert_same_as_xla(*random_case((3, *size, 5), (kernel, kernel, 5, 7)), (stride, stride), ((pad, pad), (pad, pad)))
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
-)
-@example(batch=1, size=(3, 3), channels=(1, 2), kernel=(2, 2), strides=(1, 1), padding=((1, 1), (2, 0)))
-def test_same_numbers_as_xla_for_any_shape(batch, size, channels, kernel, strides, padding):
-    assert_same_as_xla(*random_case((batch, *size, channels[0]), (*kernel, *channels)), strides, padding)
-
-
-@pytest.mark.parametrize("backend", ["cpu", "other"])
-def test_padding_wider_than_the_kernel_against_numpy(backend):
-    """Where XLA:CPU's own gradient for the images reads outside the array."""
-    images, kernel = random_case((2, 3, 4, 2), (2, 1, 2, 3))
-    padding = ((1, 3), (2, 0))
-    output, dimages, dkernel = value_and_gradients(backend, images, kernel, (1, 1), padding)
-    padded = np.pad(np.asarray(images, np.float64), ((0, 0), *padding, (0, 0)))
-    weights = np.cos(np.arange(output.size)).reshape(output.shape)
-    (height, width), k = output.shape[1:3], np.asarray(kernel, np.float64)
-    dpadded, dk, expected = np.zeros_like(padded), np.zeros_like(k), 0.0
-    for i in range(2):
-        window = padded[:, i : i + height, :width]
-        expected = expected + window @ k[i, 0]
-        dk[i, 0] = np.einsum("nhwc,nhwo->co", window, weights)
-        dpadded[:, i : i + height, :width] += weights @ k[i, 0].T
-    assert_close(output, expected)
-    assert_close(dimages, dpadded[:, 1:4, 2:])
-    assert_close(dkernel, dk)
-
-
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-@pytest.mark.parametrize(("batch", "in_the_loop"), [(3, None), (6, 3), (7, 3)])
-def test_batch_in_chunks(monkeypatch, strides, batch, in_the_loop):
-    """Three images a chunk, and a smaller last chunk for 7."""
-    windows_of_an_image = 8 * 8 * (9 if strides == (1, 1) else 4) * 4  # of one phase
-    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 3 * windows_of_an_image)
-    images, kernel = random_case((batch, 8 * strides[0], 8 * strides[0], 4), (3, 3, 4, 4))
-    jaxpr = str(jax.make_jaxpr(lambda: value_and_gradients("cpu", images, kernel, strides, PAD1))())
-    assert jaxpr.count(" scan[") == (in_the_loop is not None)
-    assert (f"f32[2,{in_the_loop},8,8,4]" in jaxpr) == (in_the_loop is not None)
-    assert_same_as_xla(images, kernel, strides, PAD1)
-
-
-@pytest.mark.parametrize("backend", ["cpu", "other"])
-def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(backend):
-    case = random_case((4, 8, 8, 16), (3, 3, 16, 8), jnp.bfloat16)
-    actual = value_and_gradients(backend, *case, (2, 2), PAD1)
-    expected = value_and_gradients("other", *(a.astype(jnp.float32) for a in case), (2, 2), PAD1)
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == jnp.bfloat16
-        assert_close(a, e, 2.0**-8)  # one rounding to bfloat16; sums in bfloat16 would be several times worse
+    images, kernel = numbers(0, 3, *size, 5, dtype=dtype), numbers(1, kernel, kernel, 5, 7)
+    sizes = (stride, stride), ((pad, pad), (pad, pad))
+    output, dimages, dkernel = passes(conv_cpu, images, kernel, *sizes)
+    wanted = passes(xla_conv, images.astype("float32"), kernel, *sizes)
+    assert output.dtype == dimages.dtype == dtype and dkernel.dtype == jnp.float32
+    rounding = 1e-5 if dtype == "float32" else 2.0**-8  # once; sums in bfloat16 would be several times worse
+    for actual, expected, tolerance in zip((output, dimages, dkernel), wanted, (rounding, rounding, 1e-5), strict=True):
+        assert_close(actual, expected, tolerance)
 
 
 def test_same_numbers_for_many_positions():
     """A weight gradient that sums over 36,864 output positions and several chunks keeps float32 accuracy."""
-    assert_same_as_xla(*random_case((36, 32, 32, 24), (3, 3, 24, 8)), (1, 1), PAD1)
+    case = numbers(0, 36, 32, 32, 24), numbers(1, 3, 3, 24, 8), (1, 1), PAD1
+    for actual, expected in zip(passes(conv_cpu, *case), passes(xla_conv, *case), strict=True):
+        assert_close(actual, expected)
 
 
-def test_other_backends_leave_everything_to_xla():
-    images, kernel = random_case((2, 8, 8, 4), (3, 3, 4, 4))
+@pytest.mark.parametrize("size", [3, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.devices(2)
+def test_over_devices_the_gradient_of_the_kernel_is_summed(size, stride, dtype, monkeypatch):
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 1)  # an image each
+    images, kernel = numbers(0, 4, 6, 6, 16, dtype=dtype), numbers(1, size, size, 16, 4)
+    padding = ((size // 2,) * 2,) * 2
 
-    def has_products(backend):
-        jaxpr = jax.make_jaxpr(lambda: value_and_gradients(backend, images, kernel, (1, 1), PAD1))()
-        return "dot_general" in str(jaxpr)
+    def loss(kernel, images):
+        output = conv_cpu(images, kernel, (stride, stride), padding).astype(jnp.float32)
+        return (output * jnp.cos(jnp.arange(output[0].size)).reshape(output[0].shape)).sum()
 
-    assert has_products("cpu") and not has_products("other")
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
+    specs = (PartitionSpec(), PartitionSpec("devices"))
 
+    def shared(kernel, images):
+        return lax.psum(loss(kernel, images), "devices")
 
-def test_nnx_conv_takes_it():
-    images, _ = random_case((2, 9, 9, 3), (1,))
-    for padding in (PAD1, "SAME", "VALID"):
-        layers = [
-            nnx.Conv(3, 4, (3, 3), 2, padding=padding, conv_general_dilated=function, rngs=nnx.Rngs(0))
-            for function in (conv.conv_cpu, jax.lax.conv_general_dilated)
-        ]
-        ours, xlas = (jax.grad(lambda x, layer=layer: jnp.sum(layer(x) ** 2))(images) for layer in layers)
-        assert_close(ours, xlas)
-
-
-@pytest.mark.parametrize("option", [{"kernel_dilation": 2}, {"input_dilation": 2}, {"feature_group_count": 2}])
-def test_dilation_and_groups_are_refused(option):
-    layer = nnx.Conv(4, 4, (3, 3), conv_general_dilated=conv.conv_cpu, rngs=nnx.Rngs(0), **option)
-    with pytest.raises(NotImplementedError, match="no dilation and no groups"):
-        layer(jnp.zeros((1, 8, 8, 4)))
+    sharded = jax.shard_map(jax.grad(shared), mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    assert_close(jax.jit(sharded)(kernel, images), jax.jit(jax.grad(loss))(kernel, images))
 
 
-def test_another_dtype_of_results_is_refused():
-    layer = nnx.Conv(
-        4, 4, (3, 3), conv_general_dilated=conv.conv_cpu, preferred_element_type="float32", rngs=nnx.Rngs(0)
+# ---------------------------------------------------------------------------------------------- what it does not do
+
+
+def layer(dtype="float32", function=conv_cpu, **options) -> nnx.Conv:
+    return nnx.Conv(
+        4, 4, (3, 3), dtype=dtype, conv_general_dilated=function, promote_dtype=promote_images, rngs=nnx.Rngs(0),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [PAD1, "SAME", "VALID"])
+def test_nnx_conv_takes_it(padding):
+    images = numbers(0, 2, 9, 9, 4)
+    layers = (layer(strides=2, padding=padding, function=f) for f in (conv_cpu, lax.conv_general_dilated))
+    ours, xlas = (jax.grad(lambda x, one=one: jnp.sum(one(x) ** 2))(images) for one in layers)
+    assert_close(ours, xlas)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"kernel_dilation": 2}, "rhs_dilation"),
+        ({"input_dilation": 2}, "lhs_dilation"),
+        ({"feature_group_count": 2}, "feature_group_count"),
+        ({"preferred_element_type": "float32"}, "preferred_element_type"),
+        ({"padding": ((1, 1), (3, 0))}, "must be less than the kernel's size"),
+    ],
+)
+def test_what_it_refuses(option, message):
+    with pytest.raises(NotImplementedError, match=message):
+        layer(**option)(jnp.zeros((1, 8, 8, 4)))
+
+
+def test_second_derivatives_in_bfloat16_are_refused(monkeypatch):
+    """They would be zero, as integers have none."""
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    images, kernel = numbers(0, 2, 6, 6, 16, dtype="bfloat16"), numbers(1, 3, 3, 16, 4)
+
+    def slope(kernel):
+        return jax.grad(lambda k: jnp.square(conv_cpu(images, k, padding=PAD1)).sum())(kernel)
+
+    with pytest.raises(NotImplementedError, match="use precision='float32'"):
+        jax.grad(lambda k: slope(k).sum())(kernel)
+
+
+# ----------------------------------------------------------------------------------------------- where it is used
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "found"),
+    [("amx_bf16", True), ("avx512_bf16", True), ("avx512_vnni", False), (None, False)],
+    ids=["AMX", "AVX512-BF16", "neither", "the system does not tell"],
+)
+def test_whether_the_cpu_multiplies_bfloat16(cpuinfo, found, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_info", lambda: {"flags": f"fpu {cpuinfo} amx_tile"} if cpuinfo else {})
+    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
+    assert hardware.multiplies_bfloat16() == found
+    for chosen, wanted in (("0", False), ("1", True)):
+        monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
+        assert hardware.multiplies_bfloat16() == wanted
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "true")
+    with pytest.raises(ConfigError, match="JAXRESNET_CPU_BFLOAT16='true': must be 0"):
+        hardware.multiplies_bfloat16()
+
+
+def test_bfloat16_on_a_cpu_that_does_not_multiply_it_warns_once(monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")
+    conv._warn_of_bfloat16.cache_clear()
+    with pytest.warns(UserWarning, match="computed in float32") as warned:
+        for _ in range(2):
+            layer("bfloat16")(numbers(0, 1, 8, 8, 4))
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("platform", [None, "gpu", "cpu"])
+def test_only_a_network_for_cpus_takes_it(platform):
+    context = resnet.Context(nnx.Rngs(0), INITIALIZERS["he"], "bfloat16", None, platform)
+    taken = resnet.conv(3, 4, 3, 1, context).conv_general_dilated
+    assert taken is (conv_cpu if platform == "cpu" else lax.conv_general_dilated)
+
+
+NETWORK = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=3, pool_size=16)
+
+
+def trained(config, platform, variables, images, train=True, axis_name=None):
+    """(gradients of a loss for the weights, moved statistics, logits) of a network, by devices where they are named."""
+    model = build_model(config, axis_name, platform)
+
+    def compute(variables, images):
+        def loss(params):
+            logits, after = model.apply({**variables, "params": params}, images, train)
+            return jnp.square(logits).mean(), (after["batch_stats"], logits)
+
+        grads, more = jax.grad(loss, has_aux=True)(variables["params"])
+        return (lax.pmean(grads, axis_name) if axis_name else grads), *more
+
+    if axis_name is None:
+        return jax.jit(compute)(variables, images)
+    devices = jax.devices()[: len(images)]
+    mapped = jax.pmap(compute, axis_name, in_axes=(None, 0), out_axes=(None, None, 0), devices=devices)
+    grads, stats, logits = mapped(variables, images)
+    return grads, stats, logits.reshape(-1, logits.shape[-1])
+
+
+def distance(tree, right):
+    """The root of the mean square of the arrays' relative errors."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(right), strict=True)
+    return np.sqrt(np.mean([(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6)) ** 2 for a, b in pairs]))
+
+
+@pytest.mark.parametrize(("train", "shortcut"), [(True, 3), (False, 2)])
+def test_a_network_in_bfloat16_is_no_further_from_float32_than_elsewhere(train, shortcut, monkeypatch):
+    """One image, odd width."""
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+    config = replace(NETWORK, shortcut_kernel=shortcut)
+    variables, images = build_model(config).init(jax.random.key(0)), numbers(0, 1, 32, 32, 3)
+    right = trained(config, None, variables, images, train)
+    usual, ours = (
+        trained(replace(config, precision="bfloat16"), platform, variables, images, train) for platform in (None, "cpu")
     )
-    with pytest.raises(NotImplementedError, match="preferred_element_type"):
-        layer(jnp.zeros((1, 8, 8, 4)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype(jnp.float32)}
+    assert 0 < distance(ours, right) <= 2 * distance(usual, right)
 
 
-def test_another_layout_is_refused():
-    images, kernel = random_case((2, 3, 8, 8), (4, 3, 3, 3))
-    for layout in (None, ("NCHW", "OIHW", "NCHW")):
-        with pytest.raises(NotImplementedError, match="NHWC"):
-            conv.conv_cpu(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
+@pytest.mark.devices(2)
+def test_a_network_on_two_devices_is_the_one_on_one(dtype):
+    """With the convolutions for CPUs, statistics over both devices and, for the kernels' gradients, sums over both."""
+    variables, images = build_model(NETWORK).init(jax.random.key(0)), numbers(0, 6, 32, 32, 3)
+    config = replace(NETWORK, precision=dtype)
+    both = trained(config, "cpu", variables, images.reshape(2, 3, 32, 32, 3), axis_name="devices")
+    one = trained(config, "cpu" if dtype == "bfloat16" else None, variables, images)  # in float32 it is XLA's, too
+    assert distance(both, one) < (1e-5 if dtype == "float32" else 5e-3)
 
 
-def test_replicated_kernel_under_shard_map_and_pmap():
-    images, kernel = random_case((2, 6, 6, 3), (3, 3, 3, 4))
+# ------------------------------------------------------------------------------------------------------ in loops
 
-    def gradients(images, kernel):
-        return jax.grad(lambda *a: jnp.sum(conv2d(*a, padding=PAD1, backend="cpu") ** 2), argnums=(0, 1))(
-            images, kernel
-        )
 
-    expected = gradients(images, kernel)
-    data, replicated = PartitionSpec("data"), PartitionSpec()
-    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    sharded = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=(data, replicated), out_specs=(data, replicated)))(
-        images, kernel
-    )
-    mapped = jax.pmap(gradients, in_axes=(0, None), devices=jax.devices()[:1])(images[None], kernel)
-    for e, s, m in zip(expected, sharded, mapped, strict=True):
-        assert_close(s, e)
-        assert_close(m[0], e)
+def convolutions(jaxpr, in_loop=False):
+    """{whether it is in a loop: number of convolutions} in a jaxpr, and the same of matrix products."""
+    found = {"conv_general_dilated": [0, 0], "dot_general": [0, 0]}
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in found:
+            found[name][in_loop] += 1
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                for kind, counts in convolutions(inner, in_loop or name in ("scan", "while")).items():
+                    found[kind] = [a + b for a, b in zip(found[kind], counts, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])
+def test_no_convolution_of_a_network_for_cpus_is_in_a_loop(dtype, train, monkeypatch):
+    """Inside the body of a loop XLA:CPU convolves up to 50 times slower. Matrix products are as fast as outside.
+
+    `convolves_in_loops` is what a run asks before it puts its steps in a loop: that must add none."""
+    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 3 * 32 * 32 * 9 * 16)  # so that there are loops, of products
+    model = build_model(replace(NETWORK, precision=dtype), platform="cpu")
+    variables, images = jax.eval_shape(model.init, jax.random.key(0)), jnp.zeros((20, 32, 32, 3))
+
+    def network(variables):
+        def loss(params):
+            return model.apply({**variables, "params": params}, images, train)[0].mean()
+
+        return (jax.grad(loss) if train else loss)(variables["params"])
+
+    def steps(variables):
+        return lax.fori_loop(0, 2, lambda _, __: network(variables), jax.tree.map(jnp.zeros_like, shape))
+
+    shape = jax.eval_shape(network, variables)
+    once, in_steps = (convolutions(jax.make_jaxpr(f)(variables).jaxpr) for f in (network, steps))
+    all_products = not sum(once["conv_general_dilated"])
+    assert once["conv_general_dilated"][True] == 0
+    assert all_products == convolves_in_loops("cpu", dtype) == (not in_steps["conv_general_dilated"][True])
+    assert once["dot_general"][True] >= (3 if train or all_products else 0)
+    assert convolves_in_loops("gpu", dtype)

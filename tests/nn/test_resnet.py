@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from jaxresnet import ConfigError, Model, ModelConfig, ResNet, build_model, count_params
-from jaxresnet.nn import resnet as model
-from jaxresnet.nn.resnet import Context
+from jaxresnet.nn import resnet
+from jaxresnet.nn.initializers import INITIALIZERS
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -34,11 +34,8 @@ def test_published_parameter_counts(number, stage_sizes, shortcut_kernel, pool_s
     assert count_params(config) == params
 
 
-def test_default_parameter_count():
+def test_parameter_counts_that_the_readme_gives():
     assert count_params(ModelConfig()) == 4_903_242
-
-
-def test_full_resnet18_of_width_42_is_within_the_budget():
     assert 4_500_000 < count_params(ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)) < 5_000_000
 
 
@@ -46,7 +43,7 @@ def test_full_resnet18_of_width_42_is_within_the_budget():
 def tiny() -> Model:
     """TINY, compiled once for all tests."""
     init, apply = build_model(TINY)
-    return Model(jax.jit(init), jax.jit(apply, static_argnums=2))  # type: ignore[arg-type]
+    return Model(jax.jit(init), jax.jit(apply, static_argnums=2))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +57,10 @@ def random_variables(built: Model) -> dict:
     return jax.tree.map(lambda leaf: RNG.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
-def abstract_apply(config: ModelConfig, train: bool, batch: int = 3):
+def abstract_apply(config: ModelConfig, train: bool):
     """Shapes and dtypes of (logits, variables), nothing computed."""
     built = build_model(config)
-    images = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((3, 32, 32, 3), jnp.float32)
     return jax.eval_shape(lambda x: built.apply(built.init(jax.random.key(0)), x, train), images)
 
 
@@ -83,23 +80,22 @@ def test_shape_and_dtype_of_every_stage(monkeypatch, precision, train, stage_siz
 
         monkeypatch.setattr(cls, "__call__", recording)
 
-    record(model.BasicBlock)
-    record(model.BatchNorm)
+    record(resnet.BasicBlock)
+    record(resnet.BatchNorm)
     side = 64 // 2 ** len(stage_sizes)
     config = ModelConfig(stage_sizes=stage_sizes, width=4, pool_size=side, num_classes=7, precision=precision)
     logits, variables = abstract_apply(config, train)
     assert logits.shape == (3, 7) and logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
-    blocks = [(shape, dtype) for name, shape, dtype in seen if name == "BasicBlock"]
     expected = [
-        ((3, 32 // 2**stage, 32 // 2**stage, 4 * 2**stage), jnp.dtype(precision))
+        (3, 32 // 2**stage, 32 // 2**stage, 4 * 2**stage)
         for stage, num_blocks in enumerate(stage_sizes)
         for _ in range(num_blocks)
     ]
-    assert blocks == expected
+    assert [shape for name, shape, _ in seen if name == "BasicBlock"] == expected
     assert {dtype for _, _, dtype in seen} == {jnp.dtype(precision)}
-    assert seen[0] == ("BatchNorm", (3, 32, 32, 4), jnp.dtype(precision))  # the stem
+    assert seen[0][:2] == ("BatchNorm", (3, 32, 32, 4))  # the stem
 
 
 @pytest.mark.parametrize("shortcut_kernel", [2, 3])
@@ -115,41 +111,22 @@ def test_larger_shortcuts_run(shortcut_kernel):
 
 
 def test_a_pool_that_does_not_fit_is_refused_with_the_reason():
-    config = ModelConfig(width=2, pool_size=2)
     reason = re.escape("pool_size=2: must be 4, the side of the last feature map of 4 stages on 32 x 32 images")
     with pytest.raises(ConfigError, match=reason):
-        abstract_apply(config, train=False)
-    with pytest.raises(ConfigError, match=reason):
-        jax.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0))(jnp.zeros((1, 32, 32, 3)), False))
+        abstract_apply(ModelConfig(width=2, pool_size=2), train=False)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_strided_convolutions_are_aligned(kernel):
     """With its weight on one pixel, a convolution of stride 2 picks every other pixel: the centre of a 3x3 kernel is
     the same pixel as that of a 1x1, so that a block and its shortcut see the same place."""
-    layer = model.conv(1, 1, kernel, 2, Context(nnx.Rngs(0), jnp.float32, None, None))
+    context = resnet.Context(nnx.Rngs(0), INITIALIZERS["pytorch"], jnp.float32, None, None)
+    layer = resnet.conv(1, 1, kernel, 2, context)
     one = np.zeros((kernel, kernel, 1, 1), np.float32)
     one[kernel // 2 if kernel == 3 else 0, kernel // 2 if kernel == 3 else 0] = 1
     layer.kernel[...] = jnp.asarray(one)
     images = IMAGES[..., :1]
     np.testing.assert_array_equal(layer(jnp.asarray(images)), images[:, ::2, ::2])
-
-
-def test_convolution_equals_numpy():
-    layer = model.conv(3, 2, 3, 1, Context(nnx.Rngs(0), jnp.float32, None, None))
-    kernel = RNG.normal(size=(3, 3, 3, 2)).astype(np.float32)
-    layer.kernel[...] = jnp.asarray(kernel)
-    padded = np.pad(IMAGES, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # (B, H, W, C, 3, 3)
-    expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel)
-    np.testing.assert_allclose(layer(jnp.asarray(IMAGES)), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_layers_and_seeds_have_weights_of_their_own(tiny, variables):
-    leaves = jax.tree.leaves([variables["params"], tiny.init(jax.random.key(1))["params"]])
-    kernels = [np.asarray(leaf).ravel()[:8] for leaf in leaves if leaf.ndim == 4]
-    scaled = [kernel / np.abs(kernel).max() for kernel in kernels]  # their bounds differ
-    assert len(np.unique(np.round(scaled, 4), axis=0)) == len(kernels) == 12
 
 
 def pure(module: ResNet, kind: type) -> list:
@@ -179,16 +156,6 @@ def test_eager_resnet_equals_build_model(tiny, variables):
     assert all(jax.tree.leaves(moved))
 
 
-def test_cpu_convolutions_give_the_same_network(variables):
-    def loss(platform):
-        built = build_model(TINY, platform=platform)
-        return lambda params: jnp.square(built.apply({**variables, "params": params}, IMAGES, True)[0]).mean()
-
-    (a, grads), (b, grads_cpu) = (jax.jit(jax.value_and_grad(loss(p)))(variables["params"]) for p in (None, "cpu"))
-    np.testing.assert_allclose(a, b, rtol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), grads, grads_cpu)
-
-
 def test_variables_are_nested_dictionaries_of_named_arrays(variables):
     assert set(variables) == {"params", "batch_stats"}
     assert set(variables["params"]) == {"conv1", "bn1", "stages", "linear"}
@@ -196,7 +163,7 @@ def test_variables_are_nested_dictionaries_of_named_arrays(variables):
     block = variables["params"]["stages"]["1"]["0"]
     assert set(block) == {"conv1", "bn1", "conv2", "bn2", "shortcut_conv", "shortcut_bn"}
     assert set(variables["params"]["stages"]["0"]["0"]) == {"conv1", "bn1", "conv2", "bn2"}  # nothing to project
-    assert all(type(leaf).__name__ == "ArrayImpl" for leaf in jax.tree.leaves(variables))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
 
 
 def test_more_than_ten_blocks_keep_their_order():

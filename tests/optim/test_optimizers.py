@@ -1,6 +1,5 @@
-"""Schedules against their definitions, optimisers against Optax's own and against formulas written out by hand."""
+"""Optimisers against Optax's own, and against the formulas of the papers and of PyTorch written out in NumPy."""
 
-import math
 from dataclasses import replace
 
 import jax
@@ -9,136 +8,36 @@ import numpy as np
 import optax
 import pytest
 
-from jaxresnet import OptimConfig, make_optimizer, make_schedule, published
-from jaxresnet.optim.optimizers import Hypers, hypers_of
+from jaxresnet import OptimConfig, make_optimizer
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import at_step, epoch_hypers, hypers_of, make_momentum_schedule, make_schedule
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=4)
 GRADS = RNG.normal(size=(12, 4))  # of twelve steps, whatever the weights are
+STEPS_PER_EPOCH, NUM_EPOCHS = 4, 3
 PLAIN = OptimConfig(schedule="constant", lookahead=False, learning_rate=0.1)
 
 
-def rates(config: OptimConfig, counts, steps_per_epoch: int = 10, num_epochs: int = 10) -> np.ndarray:
-    """The learning rate at each number of finished steps; by default the run has 100 of them."""
-    return np.asarray(jax.jit(make_schedule(config, steps_per_epoch, num_epochs))(np.asarray(counts)))
-
-
-START_MIDDLE_END = [
-    ("constant", {0: 1, 50: 1, 100: 1}),
-    ("cosine", {0: 1, 25: (1 + math.sqrt(0.5)) / 2, 50: 0.5, 75: (1 - math.sqrt(0.5)) / 2, 100: 0}),
-    # Rises over the first 30, then falls over 70.
-    ("warmup", {0: 0, 15: 0.5, 30: 1, 65: 1, 100: 1}),
-    ("warmup_cosine", {0: 0, 15: 0.5, 30: 1, 65: 0.5, 100: 0}),
-    ("triangular", {0: 0, 15: 0.5, 30: 1, 65: 0.5, 100: 0}),
-    # PyTorch's phases end at 29 and 99.
-    ("onecycle", {0: 1 / 25, 14.5: (1 + 1 / 25) / 2, 29: 1, 64: (1 + 1 / 250_000) / 2, 99: 1 / 250_000}),
-]
-
-
-@pytest.mark.parametrize(("name", "expected"), START_MIDDLE_END)
-def test_start_middle_and_end_of_each_schedule(name, expected):
-    config = OptimConfig(schedule=name, learning_rate=0.2)
-    found = rates(config, list(expected))
-    np.testing.assert_allclose(found, 0.2 * np.array(list(expected.values())), rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize(("name", "expected"), START_MIDDLE_END)
-def test_the_last_value_stays(name, expected):
-    last = list(expected.values())[-1]
-    found = rates(OptimConfig(schedule=name, learning_rate=0.2), [100, 101, 10**6])
-    np.testing.assert_allclose(found, [0.2 * last] * 3, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize(("name", "expected"), START_MIDDLE_END)
-def test_per_epoch_moves_once_an_epoch(name, expected):
-    """The same curve over 100 epochs of 7 steps, flat within an epoch."""
-    config = OptimConfig(schedule=name, learning_rate=0.2, schedule_unit="epoch")
-    per_step = rates(replace(config, schedule_unit="step"), range(100))
-    per_epoch = rates(config, range(700), steps_per_epoch=7, num_epochs=100).reshape(100, 7)
-    np.testing.assert_allclose(per_epoch, per_step[:, None].repeat(7, 1), rtol=1e-6, atol=1e-9)
-
-
-def test_length_is_the_runs_own_unless_given():
-    config = OptimConfig(schedule="cosine", learning_rate=1.0)
-    assert rates(config, 30, steps_per_epoch=6, num_epochs=10) == pytest.approx(0.5)
-    assert rates(replace(config, schedule_length=40), 20, steps_per_epoch=6, num_epochs=10) == pytest.approx(0.5)
-    per_epoch = replace(config, schedule_unit="epoch")
-    assert rates(per_epoch, 5 * 6, steps_per_epoch=6, num_epochs=10) == pytest.approx(0.5)
-    assert rates(replace(per_epoch, schedule_length=4), 2 * 6, steps_per_epoch=6, num_epochs=10) == pytest.approx(0.5)
-
-
-def test_schedule_gives_float32_for_any_count():
-    schedule = make_schedule(OptimConfig(), 98, 51)
-    for count in (3, np.int64(3), jnp.int32(3)):
-        assert jnp.asarray(schedule(count)).dtype == jnp.float32
-        assert float(schedule(count)) == float(schedule(3))
-
-
-def pytorch_onecycle(step: int, peak: float, total_steps: int, pct_start: float) -> float:
-    """torch.optim.lr_scheduler.OneCycleLR with its defaults, cosine annealing in two phases."""
-    initial, smallest = peak / 25, peak / 25 / 1e4
-    phases = [(pct_start * total_steps - 1, initial, peak), (total_steps - 1, peak, smallest)]
-    phase_start = 0.0
-    for i, (phase_end, start, end) in enumerate(phases):
-        if step <= phase_end or i == len(phases) - 1:
-            fraction = (step - phase_start) / (phase_end - phase_start)
-            return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
-        phase_start = phase_end
-    raise AssertionError
-
-
-@pytest.mark.parametrize(("total_steps", "pct_start"), [(100, 0.3), (97, 0.3), (100, 0.05), (40, 0.5), (50, 0.0)])
-def test_onecycle_is_pytorchs(total_steps, pct_start):
-    config = OptimConfig(
-        schedule="onecycle", learning_rate=1e-2, schedule_length=total_steps, warmup_fraction=pct_start
-    )
-    expected = [pytorch_onecycle(step, 1e-2, total_steps, pct_start) for step in range(total_steps)]
-    np.testing.assert_allclose(rates(config, range(total_steps)), expected, rtol=1e-4, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["warmup", "warmup_cosine", "triangular"])
-def test_without_warmup_the_first_step_has_the_peak(name):
-    assert rates(OptimConfig(schedule=name, learning_rate=0.2, warmup_fraction=0), 0) == pytest.approx(0.2)
-
-
-def test_warmup_over_the_whole_length():
-    for name in ("warmup", "warmup_cosine", "triangular"):
-        config = OptimConfig(schedule=name, learning_rate=1.0, warmup_fraction=1)
-        np.testing.assert_allclose(rates(config, range(100)), np.arange(100) / 100, rtol=1e-6)
-
-
-def test_published_cosine():
-    """Over 97 epochs, of which 51 are run: the rate falls to no less than 4.7e-3."""
-    config = published["adam_512"].config
-    epochs = np.arange(config.num_epochs)
-    found = rates(config.optim, epochs * 98, steps_per_epoch=98, num_epochs=config.num_epochs)
-    np.testing.assert_allclose(found, 1e-2 * (1 + np.cos(np.pi * epochs / 97)) / 2, rtol=1e-5)
-    assert found[50] == pytest.approx(4.757e-3, rel=1e-3)
-
-
-@pytest.mark.parametrize(("name", "steps_per_epoch"), [("adam_one_cycle", 98), ("adam_one_cycle_128", 391)])
-def test_published_onecycle_never_leaves_its_start(name, steps_per_epoch):
-    config = published[name].config
-    counts = np.arange(31 * steps_per_epoch)
-    found = rates(config.optim, counts, steps_per_epoch, num_epochs=config.num_epochs)
-    np.testing.assert_allclose(found, 4e-4, rtol=1e-3)
-
-
-def trajectory(tx: optax.GradientTransformation, grads=GRADS, start=START) -> np.ndarray:
-    """The weights after each step, (steps, 4)."""
-    params = {"w": jnp.asarray(start, jnp.float32)}
-    state = tx.init(params)
-    update = jax.jit(tx.update)
+def descend(update, state) -> tuple[np.ndarray, optax.OptState]:
+    """(the weights after each step, (12, 4), the last state). update: (step, grads, state, params) -> (updates, state),
+    with the steps counted from 0."""
+    params = {"w": jnp.asarray(START, jnp.float32)}
     weights = []
-    for g in grads:
-        updates, state = update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+    for step, g in enumerate(GRADS):
+        updates, state = update(step, {"w": jnp.asarray(g, jnp.float32)}, state, params)
         params = optax.apply_updates(params, updates)
         weights.append(np.asarray(params["w"]))
-    return np.stack(weights)
+    return np.stack(weights), state
 
 
-def ours(config: OptimConfig) -> np.ndarray:
-    return trajectory(make_optimizer(config, steps_per_epoch=4, num_epochs=3))
+def init(tx: optax.GradientTransformation) -> optax.OptState:
+    return tx.init({"w": jnp.asarray(START, jnp.float32)})
+
+
+def whole(tx: optax.GradientTransformation) -> tuple[np.ndarray, optax.OptState]:
+    update = jax.jit(tx.update)
+    return descend(lambda step, *args: update(*args), init(tx))
 
 
 ALIASES = [
@@ -154,70 +53,104 @@ ALIASES = [
 
 @pytest.mark.parametrize(("config", "tx"), ALIASES, ids=range(len(ALIASES)))
 def test_agrees_with_optax(config, tx):
-    np.testing.assert_allclose(ours(config), trajectory(tx), rtol=1e-6, atol=1e-6)
+    found, _ = whole(make_optimizer(config, STEPS_PER_EPOCH, NUM_EPOCHS))
+    np.testing.assert_allclose(found, whole(tx)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_as_pytorch_writes_it(nesterov):
-    """Weight decay joins the gradient, before the momentum."""
-    config = replace(PLAIN, optimizer="sgd", momentum=0.9, weight_decay=0.3, nesterov=nesterov)
-    w, trace, expected = START, np.zeros(4), []
-    for g in GRADS:
-        g = g + 0.3 * w
-        trace = 0.9 * trace + g
-        w = w - 0.1 * (g + 0.9 * trace if nesterov else trace)
-        expected.append(w)
-    np.testing.assert_allclose(ours(config), expected, rtol=1e-5, atol=1e-6)
+def by_hand(config: OptimConfig) -> np.ndarray:
+    """The weights after each of the twelve steps, in float64, as the papers and PyTorch write the updates: weight decay
+    joins the gradient, and so the moments; AdamW's shrinks the weights beside them."""
+    counts = np.arange(12)
+    rates = np.float64(make_schedule(config, STEPS_PER_EPOCH, NUM_EPOCHS)(counts))
+    momenta = np.float64(make_momentum_schedule(config, STEPS_PER_EPOCH, NUM_EPOCHS)(counts))
+    w, first, second, weights = START, np.zeros(4), np.zeros(4), []
+    slow, slow_first = w, first
+    for t, (g, b1, rate) in enumerate(zip(GRADS, momenta, rates, strict=True), start=1):
+        decay = config.weight_decay * w
+        if config.optimizer == "sgd":
+            g = g + decay
+            first = b1 * first + g
+            w = w - rate * (g + b1 * first if config.nesterov else first)
+        else:
+            g = g if config.optimizer == "adamw" else g + decay
+            first = b1 * first + (1 - b1) * g
+            second = 0.999 * second + 0.001 * g**2
+            # The bias of the first moment is corrected as if b1 had always been this step's.
+            direction = first / (1 - b1**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+            w = w - rate * (direction + decay if config.optimizer == "adamw" else direction)
+        if config.lookahead and t % config.sync_period == 0:
+            w = slow = slow + config.slow_step_size * (w - slow)
+            if config.lookahead_momentum == "reset":
+                first = np.zeros(4)
+            elif config.lookahead_momentum == "pullback":
+                first = slow_first = slow_first + config.slow_step_size * (first - slow_first)
+        weights.append(w)
+    return np.stack(weights)
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_adam_as_written_in_the_paper(decoupled):
-    """Adam's decay joins the gradient, and so both moments; AdamW's shrinks the weights beside them."""
-    config = replace(PLAIN, optimizer="adamw" if decoupled else "adam", weight_decay=0.3)
-    w, mean, square, expected = START, np.zeros(4), np.zeros(4), []
-    for t, g in enumerate(GRADS, start=1):
-        decay = 0.3 * w
-        g = g if decoupled else g + decay
-        mean = 0.9 * mean + 0.1 * g
-        square = 0.999 * square + 0.001 * g**2
-        direction = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
-        w = w - 0.1 * (direction + decay if decoupled else direction)
-        expected.append(w)
-    np.testing.assert_allclose(ours(config), expected, rtol=1e-4, atol=1e-5)
+OPTIMIZERS = {
+    "adam": replace(PLAIN, weight_decay=0.3),
+    "adamw": replace(PLAIN, optimizer="adamw", weight_decay=0.3),
+    "sgd": replace(PLAIN, optimizer="sgd", weight_decay=0.3),
+    "nesterov": replace(PLAIN, optimizer="sgd", nesterov=True, weight_decay=0.3),
+}
+SCHEDULES = {
+    "constant": {},
+    "cosine by epoch": {"schedule": "cosine", "schedule_unit": "epoch"},
+    "cycled momentum": {"schedule": "onecycle", "cycle_momentum": True},
+}
+AROUND = {
+    "bare": {},
+    **{
+        momentum: {"lookahead": True, "sync_period": 3, "slow_step_size": 0.4, "lookahead_momentum": momentum}
+        for momentum in ("none", "reset", "pullback")
+    },
+}
 
 
-def test_the_schedule_multiplies_the_step():
-    """SGD without momentum: each step is rate times gradient, whole epochs at one rate."""
-    config = replace(PLAIN, optimizer="sgd", momentum=0.0, schedule="cosine", schedule_unit="epoch")
-    rate = np.repeat(0.1 * (1 + np.cos(np.pi * np.arange(3) / 3)) / 2, 4)
-    np.testing.assert_allclose(ours(config), START - np.cumsum(rate[:, None] * GRADS, 0), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_by_hand(name, schedule, around):
+    config = replace(OPTIMIZERS[name], **SCHEDULES[schedule], **AROUND[around])
+    found, _ = whole(make_optimizer(config, STEPS_PER_EPOCH, NUM_EPOCHS))
+    np.testing.assert_allclose(found, by_hand(config), rtol=1e-4, atol=1e-5)
+    if config.cycle_momentum:
+        without = by_hand(replace(config, cycle_momentum=False))
+        assert np.abs(found - without).max() > 1e-3, "the cycle matters here"
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_traced_numbers_are_the_configs_and_share_one_program(optimizer):
-    config = OptimConfig(
-        optimizer=optimizer, schedule="cosine", weight_decay=0.01, sync_period=3, lookahead_momentum="pullback"
-    )
-    params = {"w": jnp.asarray(START, jnp.float32)}
+@pytest.mark.parametrize("around", ["bare", "pullback"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_steps_that_are_given_their_numbers_are_the_same_and_share_one_program(name, around):
+    """The train step takes each step's numbers; `make_optimizer` follows the schedule itself."""
+
+    base = replace(OPTIMIZERS[name], **AROUND[around])
 
     @jax.jit
-    def update(hypers: Hypers, grads, state, params):
-        return make_optimizer(config, 4, 3, hypers).update(grads, state, params)
+    def update(hypers, step, grads, state, params):
+        return make_step_optimizer(base, at_step(hypers, step % STEPS_PER_EPOCH)).update(grads, state, params)
 
-    for changed in ({}, {"learning_rate": 0.2, "b1": 0.8, "momentum": 0.5, "weight_decay": 0.3, "slow_step_size": 0.7}):
-        with_changes = replace(config, **changed)
-        hypers = jax.tree.map(jnp.float32, hypers_of(with_changes))
-        state, fast = make_optimizer(config, 4, 3).init(params), params
-        weights = []
-        for g in GRADS:
-            updates, state = update(hypers, {"w": jnp.asarray(g, jnp.float32)}, state, fast)
-            fast = optax.apply_updates(fast, updates)
-            weights.append(fast["w"])
+    changed = {"learning_rate": 0.2, "b2": 0.95, "weight_decay": 0.1, "slow_step_size": 0.7}
+    for numbers in ({}, SCHEDULES["cycled momentum"], changed):
+        config = replace(base, **numbers)
+        epochs = [epoch_hypers(config, STEPS_PER_EPOCH, NUM_EPOCHS, epoch) for epoch in range(NUM_EPOCHS)]
+        found, state = descend(
+            lambda step, *args, epochs=epochs: update(epochs[step // STEPS_PER_EPOCH], step, *args),
+            init(make_step_optimizer(config, hypers_of(config))),
+        )
+        expected, alone = whole(make_optimizer(config, STEPS_PER_EPOCH, NUM_EPOCHS))
         # Not to the last bit: 1 - b2 is rounded to float32 before or after the subtraction.
-        np.testing.assert_allclose(np.stack(weights), ours(with_changes), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        assert jax.tree.structure(state) == jax.tree.structure(alone), "a checkpoint fits both"
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
     assert update._cache_size() == 1
 
 
-def test_hypers_are_the_configs_numbers():
-    config = OptimConfig(learning_rate=0.2, b1=0.8, b2=0.95, eps=1e-3, momentum=0.5, weight_decay=0.3)
-    assert hypers_of(config) == Hypers(0.2, 0.8, 0.95, 1e-3, 0.5, 0.3, 0.5)
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_past_the_end_of_the_run_the_last_rate_stays(lookahead):
+    """Of 4 steps with a triangular schedule, whose rate is 0 after the last; twelve are taken."""
+    config = replace(PLAIN, schedule="triangular", lookahead=lookahead, sync_period=1, slow_step_size=1.0)
+    found, _ = whole(make_optimizer(config, 2, 2))
+    assert (np.diff(found[:4], axis=0) != 0).all() and (np.diff(found[3:], axis=0) == 0).all()

@@ -11,8 +11,9 @@ import optax
 import pytest
 from support.golden import cases
 
-from jaxresnet import OptimConfig, make_optimizer, make_schedule
-from jaxresnet.optim.optimizers import Hypers, hypers_of, make_momentum_schedule
+from jaxresnet import OptimConfig
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import Hypers, hypers_of, make_momentum_schedule, make_schedule
 
 LOOKAHEADS = ("bare", "none", "reset", "pullback")
 
@@ -42,7 +43,7 @@ def _descend(config: OptimConfig, hypers: Hypers):
     @jax.jit
     @jax.vmap
     def path(hypers):
-        tx = make_optimizer(config, 1, 1, hypers)
+        tx = make_step_optimizer(config, hypers)
 
         def step(carry, noise):
             weights, state = carry
@@ -86,8 +87,8 @@ def rates() -> dict[str, np.ndarray]:
         steps_per_epoch = 1 if config.schedule_unit == "step" else 98
         first = np.arange(count) * steps_per_epoch
         for key, make in {name: make_schedule, f"{name}, momentum": make_momentum_schedule}.items():
-            schedule = jax.jit(make(config, steps_per_epoch, count))
-            found[key] = np.asarray(schedule(first))
+            schedule = make(config, steps_per_epoch, count)
+            found[key] = schedule(first)
             np.testing.assert_array_equal(schedule(first + steps_per_epoch - 1), found[key])
     return found
 

@@ -1,4 +1,4 @@
-"""How the parity tests compare: with what PyTorch computed once (tests/golden/*.npz), and with PyTorch where it is
+"""How the parity tests compare: with what PyTorch computed once (golden/*.npz), and with PyTorch where it is
 installed. Every comparison is noted down, for the report that `pytest --parity-report FILE` writes."""
 
 import json

@@ -1,8 +1,8 @@
 """Work on a batch in chunks of images that stay in a processor's cache, and bfloat16 moved as bits: for XLA on CPUs.
 
-What XLA:CPU does with a whole batch goes through memory at every operation. In a loop over chunks the numbers between
-operations stay in the last cache. Matrix products, sums and what is elementwise run in a loop as fast as outside;
-convolutions do not: none of those may be in it.
+XLA:CPU writes what an operation makes of a whole batch to memory. In a loop over chunks the numbers between operations
+stay in the last cache. Matrix products, sums and what is elementwise run as fast in a loop as outside. Convolutions do
+not: none may be in one.
 
 XLA:CPU does everything but products of bfloat16 in float32. Numbers that are only moved are converted there and back,
 and where several operations read the same bfloat16 array, each of their conversions may be kept in memory, at twice the
@@ -20,11 +20,11 @@ NUMBERS_PER_CHUNK = 5 * 2**19  # 5 MiB in bfloat16
 
 
 def over_chunks(compute: Callable[..., tuple[Any, Any]], *arrays: Array, numbers_per_image: int) -> tuple[Any, Any]:
-    """`compute(*arrays)`, with so many images at a time that they make no more than NUMBERS_PER_CHUNK, but one at
-    least. As many in every chunk, where a divisor of the batch is at least half of that.
+    """`compute(*arrays)`, with as many images at a time as make at most NUMBERS_PER_CHUNK numbers, and one at least.
+    Chunks are of one size where a divisor of the batch is at least half of that.
 
-    arrays: (N, ...) each. compute: from (n, ...) each to (arrays (n, ...), sums over the images), either of them any
-    tree of arrays, which may be empty. numbers_per_image: those that `compute` makes of an image and reads again.
+    arrays: (N, ...) each. compute: from (n, ...) each to (arrays (n, ...), sums over the images); either is a tree of
+    arrays, which may be empty. numbers_per_image: those that `compute` makes of an image and reads again.
     """
     n = len(arrays[0])
     largest = max(1, min(n, NUMBERS_PER_CHUNK // max(1, numbers_per_image)))
@@ -76,7 +76,7 @@ def as_numbers(bits: Array) -> Array:
 def float32_by_bits(x: Array) -> Array:
     """bfloat16 as float32, in operations on integers; anything else stays.
 
-    XLA does not see through them, and so keeps `x` as uint16 alone: as it does where `over_chunks` reads `x`, too."""
+    XLA does not see through them, and so keeps `x` as uint16 alone, as it also does where `over_chunks` reads `x`."""
     if x.dtype != jnp.bfloat16:
         return x
     return lax.bitcast_convert_type(as_bits(x).astype(jnp.uint32) << 16, jnp.float32)

@@ -1,123 +1,91 @@
-"""Two-dimensional convolution for CPUs: in float32 with gradients that are fast there, in bfloat16 by `conv_products`.
+"""Two-dimensional convolution for CPUs: fast gradients in float32, and all passes as matrix products in bfloat16.
 
-XLA on CPU computes the weight gradient of a convolution as another convolution, over transposed copies of the images
-and of the output gradient, and where the stride is not 1, the images' gradient as one over doutput with zeros between
-its pixels. The latter is slow there, and the former in the stem, whose channels are few. So these gradients are sums of
-matrix products here, in chunks that stay in the cache. At stride 1 they are neither faster nor slower than XLA's in the
-whole step (0.88 to 1.03 times as fast by themselves, `benchmarks/conv_passes.py`). The forward pass, and the images'
-gradient at stride 1, are XLA's own, which reach the speed of a matrix product.
+XLA on CPU computes the kernel's gradient as a convolution over transposed copies of the images and of the output's
+gradient; that is slow where channels are few, as in the stem. Where the stride is not 1, it computes the images'
+gradient as a convolution over a map with zeros between its pixels; that is slow too. Here these gradients are sums of
+matrix products, in chunks of the batch that stay in the cache (`products`). The forward pass, and the images' gradient
+at stride 1, are XLA's own in float32: they reach the speed of a matrix product. In bfloat16 XLA would compute in
+float32, so all passes are products, where the CPU multiplies bfloat16.
 
-Measured on two kinds of x86 only. On other CPUs, as ARM and Apple's, the same is done, unmeasured.
+No convolution may be in a loop (`lax.scan`, `lax.while_loop`): XLA on CPU falls back to a naive one there, up to 50
+times slower. Matrix products may.
 
-No convolution may be in a loop (`lax.scan`, `lax.while_loop`), where XLA on CPU falls back to a naive one; matrix
-products may.
+Measured on two kinds of x86. Other CPUs, as ARM and Apple's, take the same path, unmeasured.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jaxresnet.hardware import multiplies_bfloat16
 from jaxresnet.nn.cpu.chunks import empty_sum
 from jaxresnet.nn.cpu.products import Padding, Pair, convolve, gradients, kernel_gradient
 
-Backend = Literal["cpu", "bfloat16", "other"]
-
-NHWC = ("NHWC", "HWIO", "NHWC")  # images, kernel, output, as lax names dimensions
-
-# Measured by benchmarks/xla_options.py, batch 128, two cores with AVX512-BF16 (results/xla_options-cpu*.json).
+# For `jax.jit(step, compiler_options=...)`, where the step is a whole training step; without them it takes several
+# times the memory. Batch 128, two cores with AVX512-BF16, float32: 1.32 times as fast with both as with neither.
 CPU_COMPILER_OPTIONS = {
     # Otherwise XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory:
-    # 0.7 GB instead of 0.3 in float32, at the same speed.
+    # 0.7 GB instead of 0.3, at the same speed.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    # YNN, XLA's library for CPUs, multiplies matrices and adds up, but convolves no more. Its convolutions are up to
-    # three times as slow as Eigen's, where the channels are few or the stride is 2. Together with the above 1.32 times
-    # as fast as without either in float32. With DOT, products of bfloat16 would become products of float32.
+    # YNN, XLA's library for CPUs, multiplies matrices and adds up, but does not convolve: its convolutions are up to
+    # three times as slow as Eigen's where channels are few or the stride is 2. With DOT in place of INDIVIDUAL_DOT,
+    # products of bfloat16 would become products of float32.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 
-def conv2d(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    *,
-    backend: Backend = "other",
-) -> jax.Array:
-    """Cross-correlate `images` [N, H, W, C] with `kernel` [kh, kw, C, O]; returns [N, Ho, Wo, O] in images' dtype.
-
-    `strides` are (vertical, horizontal), `padding` is ((top, bottom), (left, right)) zeros, none negative.
-    `backend` "cpu" takes the gradients of this module, computed in float32 whatever the dtype; "bfloat16" takes
-    `conv_products` for bfloat16 images, and else what "cpu" takes; "other" leaves all passes to
-    XLA. It is an argument because the choice is made while tracing, before devices are known. All give the same
-    numbers up to the rounding of images' dtype, or of float32 where that has more. On CPU compile the whole training
-    step with `CPU_COMPILER_OPTIONS`: `jax.jit(step, compiler_options=CPU_COMPILER_OPTIONS)`; otherwise it takes a few
-    times the memory.
-
-    But for "other", it is for reverse mode: `jax.jvp` raises TypeError, and in bfloat16 by `conv_products` a second
-    derivative raises NotImplementedError.
-    """
-    images, padding = _without_wide_padding(images, kernel.shape[:2], padding)
-    if backend == "other":
-        return _xla_conv(images, kernel, strides, padding)
-    # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
-    # XLA removes the added zeros.
-    kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
-    if backend == "bfloat16" and images.dtype == jnp.bfloat16:
-        return convolve(images + empty_sum(kernel, images.dtype), kernel32, strides, padding)
-    images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
-    return _conv_cpu(images32, kernel32, strides, padding).astype(images.dtype)
-
-
 def conv_cpu(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: str | Sequence[Pair],
+    images: Array,
+    kernel: Array,
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[Pair] = "VALID",
     *,
-    lhs_dilation: Sequence[int] = (1, 1),
-    rhs_dilation: Sequence[int] = (1, 1),
-    dimension_numbers: Any = NHWC,
-    feature_group_count: int = 1,
+    dimension_numbers: Any = None,
     precision: Any = None,
-    backend: Backend = "cpu",
     **others: Any,
-) -> jax.Array:
-    """`conv2d` for CPU with the arguments that `nnx.Conv(conv_general_dilated=...)` gives `lax.conv_general_dilated`.
+) -> Array:
+    """Cross-correlate `images` (N, H, W, C) with `kernel` (kh, kw, C, O): (N, Ho, Wo, O) in images' dtype.
 
-    `padding` may be "SAME" or "VALID". precision: of lax, changes nothing on a CPU. backend: see `conv2d`. Raises
-    NotImplementedError for dilation, groups, other layouts than NHWC, and what else is not None.
+    For `nnx.Conv(conv_general_dilated=conv_cpu, promote_dtype=promote_images)`: it takes the arguments that `nnx.Conv`
+    gives `lax.conv_general_dilated`. strides: (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros,
+    each less than the kernel's size, or "SAME" or "VALID". dimension_numbers: those of `nnx.Conv`, always NHWC.
+    precision: changes nothing on a CPU. Raises NotImplementedError for wider padding and for all else that is asked
+    for, as dilation and groups.
+
+    bfloat16 images are convolved in bfloat16 where the CPU multiplies it. Elsewhere they are convolved in float32, with
+    a warning, once a process. The gradient of a float32 kernel is float32. For reverse mode: `jax.jvp` raises
+    TypeError, and in bfloat16 a second derivative NotImplementedError.
     """
-    if asked := {name: value for name, value in others.items() if value is not None}:
-        raise NotImplementedError(f"the CPU convolution has no {asked}: use lax.conv_general_dilated")
-    layout = partial(lax.conv_dimension_numbers, images.shape, kernel.shape)
-    if layout(dimension_numbers) != layout(NHWC):
-        raise NotImplementedError(f"the CPU convolution takes images in NHWC, kernels in HWIO, not {dimension_numbers}")
-    if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
-        raise NotImplementedError("the CPU convolution has no dilation and no groups: use lax.conv_general_dilated")
+    if asked := {name: value for name, value in others.items() if value not in (None, 1, (1, 1))}:
+        raise NotImplementedError(f"the convolution for CPUs has no {asked}: use lax.conv_general_dilated")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
-    return conv2d(images, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), backend=backend)
+    if max(top, bottom) >= kernel.shape[0] or max(left, right) >= kernel.shape[1]:
+        # XLA:CPU's gradient for the images would read outside the array (seen in jaxlib 0.10.2).
+        raise NotImplementedError(f"padding={padding}: must be less than the kernel's size; use jnp.pad before")
+    sizes = (strides[0], strides[1]), ((top, bottom), (left, right))
+
+    # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
+    # XLA removes the added zeros.
+    kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
+    if images.dtype == jnp.bfloat16:
+        if multiplies_bfloat16():
+            return convolve(images + empty_sum(kernel, images.dtype), kernel32, *sizes)
+        _warn_of_bfloat16()
+    images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
+    return _conv_float32(images32, kernel32, *sizes).astype(images.dtype)
 
 
-def conv_for(platform: str | None, dtype: Any) -> Callable[..., jax.Array]:
-    """What stands for `lax.conv_general_dilated` on a platform ("cpu", "gpu", "tpu"; None for any), for activations of
-    `dtype`. Warns, once, of bfloat16 on a CPU that does not multiply it."""
-    if platform != "cpu":
-        return lax.conv_general_dilated
-    if dtype != jnp.bfloat16:
-        return conv_cpu
-    if multiplies_bfloat16():
-        return partial(conv_cpu, backend="bfloat16")
-    _warn_of_bfloat16()
-    return conv_cpu
+def promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """What `nnx.Conv` does to (images, kernel, bias), except that the kernel stays in float32, and so its gradient."""
+    images, kernel, bias = arrays
+    return images.astype(dtype), kernel, bias
 
 
 def convolves_in_loops(platform: str, precision: str) -> bool:
@@ -135,32 +103,23 @@ def _warn_of_bfloat16() -> None:
     )
 
 
-def _without_wide_padding(images: jax.Array, kernel_size: Sequence[int], padding: Padding) -> tuple[jax.Array, Padding]:
-    """Add the zeros by hand that go beyond the kernel's size less one.
-
-    The gradient for the images of such a convolution is one with negative padding, for which XLA:CPU reads memory
-    outside the array (seen in jaxlib 0.10.2: numbers that change from run to run, and NaN)."""
-    wide = [(max(0, a - k + 1), max(0, b - k + 1)) for k, (a, b) in zip(kernel_size, padding, strict=True)]
-    if not any(map(any, wide)):
-        return images, padding
-    (top, bottom), (left, right) = ((a - u, b - v) for (a, b), (u, v) in zip(padding, wide, strict=True))
-    return jnp.pad(images, ((0, 0), *wide, (0, 0))), ((top, bottom), (left, right))
+# ------------------------------------------------------------------------------------------------------- float32
 
 
-def _xla_conv(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=NHWC)
+def _xla_conv(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_cpu(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+def _conv_float32(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
     return _xla_conv(images, kernel, strides, padding)
 
 
-def _conv_cpu_forward(images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding):
+def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
     return _xla_conv(images, kernel, strides, padding), (images, kernel)
 
 
-def _conv_cpu_backward(strides: Pair, padding: Padding, residuals, doutput: jax.Array):
+def _backward(strides: Pair, padding: Padding, residuals, doutput: Array):
     images, kernel = residuals
     if strides != (1, 1):
         return gradients(images, kernel, doutput, strides, padding)
@@ -168,4 +127,4 @@ def _conv_cpu_backward(strides: Pair, padding: Padding, residuals, doutput: jax.
     return dimages, kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
 
 
-_conv_cpu.defvjp(_conv_cpu_forward, _conv_cpu_backward)
+_conv_float32.defvjp(_forward, _backward)

@@ -1,16 +1,15 @@
 """Two-dimensional convolution as matrix products, for CPUs.
 
-XLA on CPU multiplies matrices at the speed of the hardware, bfloat16 ones with float32 results too: faster than float32
-with AVX512-BF16, and more so with AMX, the matrix unit of Intel's server processors since Sapphire Rapids. Convolutions
-it computes in float32, and slower than that their gradients at stride 2, and the kernel's where channels are few. Here
-every pass is a few products: in bfloat16 all passes are computed so, in float32 the kernel's gradient and, at stride 2,
-the images' (see `conv`). With `windows_i(x)` for what row i of the kernel covers at every output position, `kernel
-width * channels` numbers that are contiguous in NHWC, so that a gather copies them at the speed of memory,
+XLA on CPU multiplies matrices at the speed of the hardware. Products of bfloat16 with float32 results are faster than
+those of float32, with AVX512-BF16 and more so with AMX, the matrix unit of Intel's server processors since Sapphire
+Rapids. Convolutions XLA computes in float32, and some of their gradients slowly (see `conv`). Here every pass is a few
+products. With `windows_i(x)` for what row i of the kernel covers at every output position,
 
     output              = sum over i of windows_i(images) @ kernel[i]
     dimages             = sum over d of windows_d(doutput) @ turned[d]
     dkernel, turned, [d] = images^T @ windows_d(doutput)
 
+A window is `kernel width * channels` numbers, contiguous in NHWC, so that a gather copies them at the speed of memory.
 A gradient looks from a pixel of the images at the outputs that it went into. At stride 1 these are as many as the
 kernel has pixels, and `turned` is the kernel rotated by 180 degrees. At stride 2 they are others for even and odd rows
 and columns: each of these four phases of the images has gradients of its own, with its own pixels of the kernel
@@ -20,14 +19,11 @@ stem, there is one product, with windows of the whole kernel.
 All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache (`chunks`).
 
 What XLA must be kept from (jaxlib 0.10.2):
-- it does everything but products of bfloat16 in float32, so numbers are moved as bits (`chunks`);
-- it would fuse a reshape into the gather, which is then no longer a copy of runs: so the gather makes two dimensions,
-  and the images lie in one;
-- it would fold a transposition into the product, which is then one of float32, and slow: a row of zeros beside the
+- It does everything but products of bfloat16 in float32. So numbers are moved as bits (`chunks`).
+- It would fuse a reshape into the gather, which is then no longer a copy of runs. So the gather makes two dimensions,
+  and the images lie in one.
+- It would fold a transposition into the product, which is then one of float32, and slow. A row of zeros beside the
   transposed prevents it.
-
-`benchmarks/conv_passes.py` measures this against XLA's convolution and other ways (docs/performance.md). With AMX only
-a prototype of it has been measured (128 images a step: three times XLA's speed, 1.2 to 1.3 times PyTorch's in float32).
 """
 
 from collections.abc import Iterable
@@ -67,7 +63,7 @@ def _not_differentiable(x: Any) -> Any:
 
 
 @_not_differentiable.defjvp
-def _raise(*_: Any) -> Any:  # else they were zero, as those of the bits are
+def _raise(*_: Any) -> Any:  # they would be zero otherwise, as those of the bits are
     raise NotImplementedError("bfloat16 convolutions on a CPU have first derivatives only: use precision='float32'")
 
 
@@ -78,7 +74,8 @@ def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
 def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
     images, kernel, doutput = _not_differentiable((*residuals, doutput))
     dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
-    if kernel.shape[2] < FEW_CHANNELS:  # XLA leaves out what is asked for nowhere: of the stem dimages, too
+    # XLA leaves out what nobody asks for: here the dkernel above, and dimages where this is the stem.
+    if kernel.shape[2] < FEW_CHANNELS:
         dkernel = kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
     return dimages, dkernel.astype(kernel.dtype)
 
@@ -144,8 +141,7 @@ def gradients(
 
 
 def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, padding: Padding) -> Array:
-    """The gradient (*size, C, O) alone, in float32, from windows of the images: for where the images' own gradient is
-    computed otherwise."""
+    """The kernel's gradient alone, (*size, C, O) in float32, from windows of the images."""
     kh, kw = size
     c, (_, ho, wo, o) = images.shape[3], doutput.shape
 

@@ -1,8 +1,8 @@
-"""Write what PyTorch computes for `cases`, for machines without PyTorch: tests/golden/*.npz and versions.json.
+"""Write what PyTorch computes for `cases`, for machines without PyTorch: *.npz and versions.json beside this file.
 
-    python tests/golden/make_golden.py            write them anew
-    python tests/golden/make_golden.py --check    write nothing; say by how much they would change, exit 1 if by more
-                                                  than rounding
+    python tests/support/golden/make_golden.py            write them anew
+    python tests/support/golden/make_golden.py --check    write nothing; say by how much they would change, exit 1 if
+                                                          by more than rounding
 
 Needs PyTorch: pip install -e '.[parity]'.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parent))  # to run it as a script
+sys.path.insert(0, str(FOLDER.parents[1]))  # tests/, to run it as a script
 
 from support.golden import cases  # noqa: E402
 

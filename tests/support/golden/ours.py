@@ -13,7 +13,8 @@ from jaxresnet.config import ModelConfig, TrainConfig
 from jaxresnet.data.augment import EpochPlan
 from jaxresnet.interop.torch import from_torch, torch_arrays
 from jaxresnet.nn.resnet import build_model
-from jaxresnet.optim.optimizers import epoch_hypers, hypers_of, make_optimizer, per_step
+from jaxresnet.optim.optimizers import make_step_optimizer
+from jaxresnet.optim.schedules import epoch_hypers, hypers_of, per_step
 from jaxresnet.training.engine import Program, replicate
 from jaxresnet.training.metrics import cross_entropy, zero_totals
 from jaxresnet.training.state import TrainState
@@ -90,7 +91,7 @@ def training_steps(
 
 def _start(config: TrainConfig, variables: dict) -> TrainState:
     params, batch_stats = variables["params"], variables["batch_stats"]
-    opt_state = make_optimizer(config.optim, 1, 1).init(params)
+    opt_state = make_step_optimizer(config.optim, hypers_of(config.optim)).init(params)
     key = jax.random.key_data(jax.random.key(0))  # of an epoch's draws, which are given
     slow = jax.tree.map(jnp.copy, batch_stats) if config.optim.lookahead else {}
     return TrainState(jnp.int32(0), params, batch_stats, slow, opt_state, key)
