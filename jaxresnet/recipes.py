@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.errors import ConfigError
 
+PARAMETER_BUDGET = 5_000_000  # what the published project set itself
 SOURCE = "ResNet-18 on CIFAR-10 with less than 5 million parameters, PyTorch notebooks, November 2022, one seed"
 
 

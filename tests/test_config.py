@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxresnet import AugmentConfig, ConfigError, ModelConfig, OptimConfig, TrainConfig
+from jaxresnet import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.config import (
     differing_fields,
     field_names,
@@ -18,6 +18,7 @@ from jaxresnet.config import (
     with_fields,
     with_new_fields,
 )
+from jaxresnet.errors import ConfigError
 
 INVALID = [
     (ModelConfig, {"stage_sizes": ()}, "1 to 6 whole numbers"),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxresnet import AugmentConfig, ConfigError, ModelConfig, OptimConfig, TrainConfig
+from jaxresnet import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.config import (
     MAX_DECAY,
     MAX_FLOAT,
@@ -30,6 +30,7 @@ from jaxresnet.config import (
     to_dict,
     with_fields,
 )
+from jaxresnet.errors import ConfigError
 from jaxresnet.nn.resnet import count_params
 from jaxresnet.optim.schedules import epoch_hypers, make_momentum_schedule, make_schedule
 from jaxresnet.training.engine import make_engine

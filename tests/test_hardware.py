@@ -10,7 +10,9 @@ import jax
 import pytest
 
 from jaxresnet import hardware as module
-from jaxresnet.hardware import commit, device_name, environment
+from jaxresnet.config import ModelConfig, TrainConfig
+from jaxresnet.errors import ConfigError
+from jaxresnet.hardware import automatic_precision, commit, cpu_info, device_name, environment, resolved
 
 
 def test_environment_is_json_and_names_what_matters(monkeypatch):
@@ -50,7 +52,7 @@ def checkout(tmp_path, monkeypatch):
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set where the tests run in a Git hook
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    file = tmp_path / "environment.py"
+    file = tmp_path / "hardware.py"
     file.write_text("# committed\n")
     monkeypatch.setattr(module, "__file__", str(file))
 
@@ -66,15 +68,63 @@ def test_commit(checkout, tmp_path):
     assert commit() is None  # not a repository
     checkout("init")
     assert commit() is None  # a repository of something else, say one that holds a virtual environment
-    checkout("add", "environment.py")
+    checkout("add", "hardware.py")
     checkout("commit", "--message", "first")
     assert commit() == checkout("rev-parse", "HEAD")[:12]
     (tmp_path / "notes.txt").write_text("not tracked, changes no result\n")
     assert not commit().endswith("-dirty")
-    (tmp_path / "environment.py").write_text("# changed\n")
+    (tmp_path / "hardware.py").write_text("# changed\n")
     assert commit() == checkout("rev-parse", "HEAD")[:12] + "-dirty"
 
 
 def test_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() is None
+
+
+# ---------------------------------------------------------------------------------------------------- precision
+
+
+def device(platform, **more):
+    return SimpleNamespace(platform=platform, **more)
+
+
+@pytest.mark.parametrize(
+    ("one", "cpu_does", "precision"),
+    [
+        (device("cpu"), "0", "float32"),
+        (device("cpu"), "1", "bfloat16"),
+        (device("gpu", compute_capability="9.0"), "0", "bfloat16"),
+        (device("gpu", compute_capability="8.0"), "0", "bfloat16"),
+        (device("gpu", compute_capability="7.5"), "0", "float32"),
+        (device("gpu", compute_capability="gfx90a"), "0", "bfloat16"),
+        (device("tpu"), "0", "bfloat16"),
+    ],
+    ids=lambda value: str(getattr(value, "__dict__", value)),
+)
+def test_where_bfloat16_is_faster(one, cpu_does, precision, monkeypatch):
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", cpu_does)
+    assert automatic_precision(one) == precision
+    assert resolved(TrainConfig(), one).model == ModelConfig(precision=precision)
+    for chosen in ("float32", "bfloat16"):
+        config = TrainConfig(model=ModelConfig(precision=chosen))
+        assert resolved(config, one) is config
+
+
+@pytest.mark.parametrize(
+    ("flags", "does"), [("fpu avx512_bf16", True), ("fpu amx_bf16 sse", True), ("avx512f", False), ("", False)]
+)
+def test_the_processors_flags_decide(flags, does, monkeypatch):
+    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16")
+    monkeypatch.setattr(module, "cpu_info", lambda: {"flags": flags})
+    assert module.multiplies_bfloat16() is does
+    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "yes")
+    with pytest.raises(ConfigError, match="must be 0"):
+        module.multiplies_bfloat16()
+
+
+def test_the_processor_is_read_once_for_all(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: A: B\nflags\t\t: fpu sse\n\nprocessor\t: 1\n")
+    assert cpu_info(path) == {"processor": "0", "model name": "A: B", "flags": "fpu sse"}
+    assert cpu_info(tmp_path / "none") == {}

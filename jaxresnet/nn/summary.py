@@ -5,8 +5,7 @@ from typing import NamedTuple
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError
 from jaxresnet.nn.resnet import count_params
-
-
+from jaxresnet.recipes import PARAMETER_BUDGET
 
 
 class Layer(NamedTuple):

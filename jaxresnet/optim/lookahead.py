@@ -89,11 +89,6 @@ def lookahead(
     return optax.GradientTransformation(init, update)
 
 
-def slow_params_of(opt_state: Any, params: Any) -> Any:
-    """Lookahead's slow weights, or `params` where the optimiser has none."""
-    return opt_state.slow_params if isinstance(opt_state, LookaheadState) else params
-
-
 # The states that hold a momentum, and the field it is in.
 _MOMENTUM_FIELD: dict[type, str] = {optax.TraceState: "trace", optax.ScaleByAdamState: "mu"}
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxresnet.files import write_bytes, write_text
+from jaxresnet.recipes import PARAMETER_BUDGET
 from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
 from jaxresnet.reporting.tables import aligned, as_bullets, as_environment, as_markdown, without_columns
 from jaxresnet.results.schemas import read_measurement

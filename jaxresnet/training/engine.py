@@ -205,7 +205,7 @@ def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callab
     hypers = epoch_hypers(engine.config.optim, recipe.steps_per_epoch, 1, 0)
     plan = jax.eval_shape(lambda: epoch_plan(jax.random.key(0), 0, num_train, engine.config.augment))
     arguments = (state, zero_totals(), hypers, *data, plan, np.int32(0), np.int32(0))
-    return _compiled(steps, arguments, engine.devices, donate=(0, 1))
+    return map_and_compile(steps, arguments, engine.devices, donate=(0, 1))
 
 
 def _init_abstract(engine: Engine) -> TrainState:
@@ -219,7 +219,7 @@ def _eval_program(model: ModelConfig, batch_size: int, platform: str, devices: D
     config = TrainConfig(model=model)
     recipe: Recipe = make_recipe(config, config.batch_size, len(devices), platform)
     variables = jax.eval_shape(lambda: build_model(model).init(jax.random.key(0)))
-    return _compiled(partial(eval_step, recipe), (variables, *_abstract_data(batch_size)), devices)
+    return map_and_compile(partial(eval_step, recipe), (variables, *_abstract_data(batch_size)), devices)
 
 
 def _abstract_data(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -227,7 +227,7 @@ def _abstract_data(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruc
     return images, jax.ShapeDtypeStruct((size,), np.int32)
 
 
-def _compiled(
+def map_and_compile(
     fn: Callable[..., Any], arguments: tuple[Any, ...], devices: Devices, donate: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """`fn(*arguments, rank)` mapped over devices and compiled for the shapes of `arguments`; NumPy numbers among the

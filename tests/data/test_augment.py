@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxresnet import AugmentConfig, EpochPlan, augment_batch, epoch_plan
-from jaxresnet.data.augment import MEAN, STD, crop_and_flip, cutout, normalise
+from jaxresnet import AugmentConfig
+from jaxresnet.data.augment import MEAN, STD, EpochPlan, augment_batch, crop_and_flip, cutout, epoch_plan, normalise
 
 NUM = 20_000  # examples in a plan, enough for some 20 in each of the 32 x 32 cells of the cutout centres
 KEY = jax.random.key(7)

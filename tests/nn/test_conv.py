@@ -12,7 +12,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxresnet import ConfigError, ModelConfig, build_model, hardware
+from jaxresnet import ModelConfig, build_model, hardware
+from jaxresnet.errors import ConfigError
 from jaxresnet.nn import resnet
 from jaxresnet.nn.cpu import chunks, conv
 from jaxresnet.nn.cpu.conv import conv_cpu, convolves_in_loops, promote_images

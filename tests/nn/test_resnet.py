@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxresnet import ConfigError, Model, ModelConfig, ResNet, build_model, count_params
+from jaxresnet import ModelConfig, ResNet, build_model, count_params
+from jaxresnet.errors import ConfigError
 from jaxresnet.nn import resnet
 from jaxresnet.nn.initializers import INITIALIZERS
+from jaxresnet.nn.resnet import Model
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxresnet import ModelConfig, build_model, count_macs, count_params
-from jaxresnet.nn.summary import layers, summarise
+from jaxresnet import ModelConfig, build_model, count_params
+from jaxresnet.nn.summary import count_macs, layers, summarise
 
 CONFIGS = [
     ModelConfig(),

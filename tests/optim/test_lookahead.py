@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxresnet import OptimConfig, lookahead, make_optimizer
-from jaxresnet.optim.lookahead import LookaheadState, slow_params_of
+from jaxresnet.optim.lookahead import LookaheadState
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=4)
@@ -177,13 +177,6 @@ def test_state_can_be_donated(momentum):
         expected = keeping(*expected)
         assert given["w"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, (params, state), expected)
-
-
-def test_slow_params_of():
-    params = {"w": jnp.asarray(START, jnp.float32)}
-    wrapped, bare = lookahead(optax.sgd(RATE)).init(params), optax.sgd(RATE).init(params)
-    assert slow_params_of(wrapped, params) is wrapped.slow_params
-    assert slow_params_of(bare, params) is params
 
 
 def test_config_switches_it_on():

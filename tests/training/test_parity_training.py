@@ -8,8 +8,8 @@ import pytest
 from support.golden import cases, ours
 from support.parity import note
 
-from jaxresnet import AugmentConfig, EpochPlan, augment_batch, make_synthetic
-from jaxresnet.data.augment import crop_and_flip
+from jaxresnet import AugmentConfig, make_synthetic
+from jaxresnet.data.augment import EpochPlan, augment_batch, crop_and_flip
 
 
 @cache

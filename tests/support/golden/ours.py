@@ -15,10 +15,11 @@ from jaxresnet.interop.torch import from_torch, torch_arrays
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import epoch_hypers, hypers_of, per_step
-from jaxresnet.training.engine import Program, replicate
+from jaxresnet.training.engine import map_and_compile, replicate
 from jaxresnet.training.metrics import cross_entropy, zero_totals
+from jaxresnet.training.packing import AS_IT_IS
 from jaxresnet.training.state import TrainState
-from jaxresnet.training.steps import make_steps
+from jaxresnet.training.steps import make_recipe, train_steps
 
 
 def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -73,8 +74,8 @@ def training_steps(
         devices = tuple(jax.local_devices()[:1])
         # The convolution for CPUs computes in float32; XLA's own, as on a GPU, in anything.
         platform = "gpu" if exact else devices[0].platform
-        steps = make_steps(replace(config, model=in_dtype(config.model, dtype)), len(images), 1, platform)
-        program = Program(partial(steps.train, batch_size=config.batch_size), 7, devices, donate=(0, 1))
+        recipe = make_recipe(replace(config, model=in_dtype(config.model, dtype)), len(images), 1, platform)
+        step_program = partial(train_steps, recipe, AS_IT_IS, config.batch_size, 1)
         state = _start(config, variables)
         num_steps = len(draws.order) // config.batch_size
         hypers = epoch_hypers(config.optim, num_steps, config.num_epochs, 0)
@@ -82,7 +83,9 @@ def training_steps(
             assert (hypers.learning_rate == np.float32(config.optim.learning_rate)).all()
             hypers = per_step(jax.tree.map(np.dtype(dtype).type, hypers_of(config.optim)), num_steps)
         given = replicate((hypers, images, labels, EpochPlan(*draws)), devices)
-        state = replicate(state, devices)
+        state, totals = replicate((state, zero_totals()), devices)
+        arguments = (state, totals, *given, np.int32(0))
+        program = map_and_compile(step_program, arguments, devices, donate=(0, 1))
         for step in range(num_steps):
             totals = replicate(zero_totals(), devices)
             state, totals = program(state, totals, *given, np.int32(step * config.batch_size))
