@@ -77,9 +77,10 @@ def spans(events: list[tuple[float, str]]) -> dict[str, float]:
 
 def left_behind(out: Path) -> dict[str, Any]:
     """Where the runs stood, and what was half-written, when the process had gone."""
-    runs = sorted(out.glob("checkpoints/*"))
-    checkpoints = {run.name: sorted(int(c.name) for c in run.iterdir() if c.name.isdigit()) for run in runs}
-    half_written = [*out.glob(".*.tmp"), *out.glob("runs/.*.tmp"), *out.glob("checkpoints/*/*-tmp*")]
+    folders = sorted(out.glob("runs/*/checkpoints"))
+    checkpoints = {f.parent.name: sorted(int(c.name) for c in f.iterdir() if c.name.isdigit()) for f in folders}
+    unfinished = [c for f in folders for c in f.glob("[0-9]*") if not (c / "record.json").is_file()]
+    half_written = [*out.glob("*/.*.tmp"), *out.glob("runs/*/.*.tmp"), *unfinished]
     return {
         "checkpoints_at_steps": checkpoints,
         "half_written": sorted(path.relative_to(out).as_posix() for path in half_written),

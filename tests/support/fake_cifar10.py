@@ -7,6 +7,7 @@ A batch has 100 images instead of 10,000: 500 to train, 100 to test.
 """
 
 import contextlib
+import gc
 import io
 import pickle
 import struct
@@ -20,7 +21,6 @@ import numpy as np
 from jaxresnet.data import readers, tfds
 from jaxresnet.data.dataset import Dataset, Split
 from jaxresnet.data.readers import BATCHES, NPZ_KEYS, label_crc32
-from support.tiny import collect_garbage
 
 BATCH = 100
 
@@ -56,7 +56,7 @@ def isolated_fakes(monkeypatch, tmp_path: Path) -> Iterator[Dataset]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(tfds, "ARCHIVE_FOLDER", "http://127.0.0.1:1/")  # nobody answers
     monkeypatch.setattr(tfds, "RETRIES", 0)
-    collect_garbage()  # of tests before, whose warnings are not this one's
+    gc.collect()  # of tests before, whose warnings are not this one's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield data

@@ -29,12 +29,12 @@ ENVIRONMENT = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "GIT_DIR": os.devnull}
 # counts, and so does its final one.
 PRINTED = {"epoch printed": r".*: epoch \d+/\d+ .*"}
 APPEARED = {
-    "run begins": r"checkpoints/[^/]+/\.holder\.json",
-    "checkpoint begun": r"checkpoints/[^/]+/\d+\.orbax-checkpoint-tmp.*",
-    "checkpoint complete": r"checkpoints/[^/]+/\d+",
-    "history written": r"runs/\.?[^/]+\.jsonl(\.\d+\.tmp)?",
-    "scores written": r"runs/\.?[^/]+\.json(\.\d+\.tmp)?",
-    "report written": r"\.?(summary|figure|report)\.\w+(\.\d+\.tmp)?",
+    "run begins": r"runs/[^/]+/\.?config\.json(\.\d+\.tmp)?",
+    "checkpoint begun": r"runs/[^/]+/checkpoints/\d+",
+    "checkpoint complete": r"runs/[^/]+/checkpoints/\d+/record\.json",
+    "history written": r"runs/[^/]+/\.?history\.jsonl(\.\d+\.tmp)?",
+    "scores written": r"runs/[^/]+/\.?scores\.json(\.\d+\.tmp)?",
+    "report written": r"[^/]+/\.?(summary|figure|report)\.\w+(\.\d+\.tmp)?",
 }
 END = "the end"
 LONGEST = 600  # seconds of one process, that a hanging one is not waited for
@@ -124,17 +124,17 @@ class Training:
     def _appeared(self) -> set[tuple[str, int]]:
         """{(path below the output folder, inode), ...}."""
         found = set()
-        runs = [f"checkpoints/{path.name}" for path in (self.out / "checkpoints").glob("*")]
-        for folder in ("", "runs", *runs):
-            with suppress(FileNotFoundError), os.scandir(self.out / folder) as entries:
-                found |= {(f"{folder}/{entry.name}".lstrip("/"), entry.inode()) for entry in entries}
+        for folder in ("*", "runs/*", "runs/*/checkpoints", "runs/*/checkpoints/*"):
+            for path in self.out.glob(folder):
+                with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+                    found |= {(f"{path.relative_to(self.out)}/{entry.name}", entry.inode()) for entry in entries}
         return found
 
 
 def results_of(out: Path) -> dict[str, str | bytes]:
     """What is to be the same: {path: bytes}, and {run: checksum of its weights}."""
     found = contents(out, timed=False)
-    for run in sorted((out / "checkpoints").iterdir()):
+    for run in sorted(path.parent for path in out.glob("runs/*/checkpoints")):
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(jr.load_variables(run).variables):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
