@@ -28,6 +28,7 @@ from jaxresnet.training.metrics import TrainTotals
 from jaxresnet.training.state import TrainState, Weights
 
 KEEP = 2  # the newest may be damaged
+METADATA = 2**20  # bytes, with room: what Orbax and the record write beside the arrays
 RECORD = "record.json"
 # Runs of several devices save from several threads, and Orbax numbers its operations for the whole process.
 _ONE_AT_A_TIME = threading.Lock()
@@ -95,7 +96,9 @@ def _write(path: Path, trees: dict[str, Any], record: Record) -> None:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        path.mkdir(parents=True, exist_ok=True)  # where that fails, Orbax's threads would wait for one another
+        # Where these fail, Orbax's threads would wait for one another, and log much.
+        path.mkdir(parents=True, exist_ok=True)
+        _require_room(path, trees)
         with _ONE_AT_A_TIME:
             for name, tree in trees.items():
                 with _plain(path / name) as plain:
@@ -109,6 +112,13 @@ def _write(path: Path, trees: dict[str, Any], record: Record) -> None:
         shapes = {name: _shapes(tree) for name, tree in trees.items()}
         whole = {**asdict(record), "shapes": shapes, "files": _checksums(path)}
         write_json(path / RECORD, {**whole, "crc32": _crc32(whole)})
+
+
+def _require_room(path: Path, trees: Any) -> None:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + METADATA
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise OSError(f"No space left on device: it takes {needed / 2**20:.1f} MiB and {free / 2**20:.1f} are free")
 
 
 @contextmanager

@@ -52,6 +52,11 @@ class Engine(NamedTuple):
     platform: str
     steps_per_dispatch: int
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last, smaller batch included."""
+        return -(-self.num_train // self.config.batch_size)
+
 
 def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None:
     """Raise ConfigError unless so many devices can share the run's batches."""
@@ -202,7 +207,7 @@ def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callab
         return train_steps(recipe, layout, batch_size, count or n, state, totals, *data)
 
     data = _abstract_data(num_train)
-    hypers = epoch_hypers(engine.config.optim, recipe.steps_per_epoch, 1, 0)
+    hypers = epoch_hypers(engine.config.optim, engine.steps_per_epoch, 1, 0)
     plan = jax.eval_shape(lambda: epoch_plan(jax.random.key(0), 0, num_train, engine.config.augment))
     arguments = (state, zero_totals(), hypers, *data, plan, np.int32(0), np.int32(0))
     return map_and_compile(steps, arguments, engine.devices, donate=(0, 1))

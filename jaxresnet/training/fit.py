@@ -142,7 +142,7 @@ def _train_epoch(
 
     Raises NonFiniteError once more steps than config.skip_nonfinite were not finite."""
     state, totals, record = run.state, run.totals, run.record
-    epoch, num_train, steps = len(record.history), programs.num_train, _steps_per_epoch(programs)
+    epoch, num_train, steps = len(record.history), programs.num_train, programs.steps_per_epoch
     allowed = config.skip_nonfinite - sum(row["skipped_steps"] for row in record.history)
     hypers = engine.replicate(epoch_hypers(config.optim, steps, config.num_epochs, epoch), programs.devices)
     plan = engine.plan_epoch(programs, state, epoch)
@@ -181,7 +181,7 @@ def _finish_epoch(
 ) -> Saved:
     """Score the epoch that was trained, add its row to the history, and keep its weights if they are the best."""
     state, totals, record = run.state, run.totals, run.record
-    epoch, steps, taken = len(record.history), _steps_per_epoch(programs), int(totals.steps)
+    epoch, steps, taken = len(record.history), programs.steps_per_epoch, int(totals.steps)
     rates = epoch_hypers(config.optim, steps, config.num_epochs, epoch).learning_rate
     loss, accuracy = averages(totals.sums)
     weights = engine.copy_weights(state)
@@ -233,10 +233,6 @@ def _summary(
         "seconds": round(sum(row["seconds"] for row in history), 3),
         "compile_seconds": round(compile_seconds, 3),
     }
-
-
-def _steps_per_epoch(programs: engine.Engine) -> int:
-    return -(-programs.num_train // programs.config.batch_size)
 
 
 def _is_due(saved_at: float, save_seconds: float) -> bool:
