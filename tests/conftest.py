@@ -103,7 +103,7 @@ WITH_PYTORCH = [
 
 @pytest.fixture(params=["golden", pytest.param("live", marks=WITH_PYTORCH)])
 def pytorch(request):
-    """PyTorch's numbers: as kept in tests/golden, and, where it is installed, computed now."""
+    """PyTorch's numbers: as kept in tests/support/golden, and, where it is installed, computed now."""
     from support.parity import Oracle
 
     return Oracle(request.param)

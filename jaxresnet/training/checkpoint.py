@@ -166,8 +166,6 @@ def restore_best(folder: str | Path, step: int, like: Weights) -> Weights:
 
 
 def _restored(folder: str | Path, step: int, name: str, like: Any) -> Any:
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(folder) / str(step)
     record = _read_record(path)
     _check_shapes(path, record["shapes"].get(name, {}), _shapes(like))
@@ -175,8 +173,15 @@ def _restored(folder: str | Path, step: int, name: str, like: Any) -> Any:
     changed = sorted(file for file, entry in record["files"].items() if found.get(file) != entry)
     if changed:
         raise DamagedError(f"{path}: {changed[0]} is missing or damaged")
+    return load_arrays(path / name, like)
+
+
+def load_arrays(path: Path, like: Any) -> Any:
+    """What Orbax has written at `path`, laid out on devices as `like`, which only gives shapes."""
+    from orbax.checkpoint import v1 as ocp
+
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    with _ONE_AT_A_TIME, _plain(path / name) as plain:
+    with _ONE_AT_A_TIME, _plain(path) as plain:
         return ocp.load(plain, abstract)
 
 
