@@ -1,7 +1,7 @@
 """What a run is: frozen dataclasses, checked when they are made, written to JSON and read back.
 
-`TrainConfig` nests `ModelConfig`, `AugmentConfig` and `OptimConfig`. On the command line every field is a flag
-of its own name (`--sync-period 10`), so field names are unique across the four.
+`TrainConfig` nests `ModelConfig`, `AugmentConfig` and `OptimConfig`. On the command line every field is a flag of its
+own name (`--sync-period 10`), so names are unique across the four, and a field's comment is the flag's help.
 """
 
 import difflib
@@ -22,13 +22,6 @@ Number = Annotated[float, 0, MAX_FLOAT]
 Fraction = Annotated[float, 0, 1]
 Decay = Annotated[float, 0, 0.999999]  # float32 hardly tells more from 1, and Adam divides by 1 - decay ** step
 
-# {type of a number: (what a value may be an instance of, how a message says so)}
-NUMBERS: dict[Any, tuple[Any, str]] = {
-    int: (int, "a whole number, {} or more and at most {:,} (an int of Python)"),
-    int | None: (int | None, "a whole number, {} or more and at most {:,} (an int of Python), or None"),
-    float: (int | float, "a number of at least {:g} and at most {:g} (a float of Python)"),
-}
-
 
 def _near(name: Any, known: Iterable[Any]) -> str:
     """The hint after a misspelt name, empty where none is near."""
@@ -48,9 +41,11 @@ def _check_fields(config: Any) -> None:
         value, kind, args = getattr(config, f.name), typing.get_origin(f.type), typing.get_args(f.type)
         if kind is Annotated:
             number, low, high = args
-            types, allowed = NUMBERS[number]
+            types, allowed = number, f"a whole number, {low} or more and at most {high:,} (an int of Python)"
+            if number is float:
+                types, allowed = int | float, f"a number of at least {low:g} and at most {high:g} (a float of Python)"
             ok = isinstance(value, types) and not isinstance(value, bool) and (value is None or low <= value <= high)
-            _require(ok, f.name, value, allowed.format(low, high))
+            _require(ok, f.name, value, allowed)
             if number is float:
                 object.__setattr__(config, f.name, float(value))
         elif kind is Literal or f.type is bool:
@@ -68,21 +63,20 @@ class ModelConfig:
     stage_sizes: tuple[int, ...] = (1, 1, 1, 1)  # basic blocks a stage, 1 to 6 stages; (2, 2, 2, 2) is a full ResNet-18
     width: Annotated[int, 1, 8192] = 64  # channels of the first stage; each later stage doubles them
     shortcut_kernel: Literal[1, 2, 3] = 1  # size of the projection shortcuts' kernel, pixels
-    pool_size: Annotated[int, 1, 1024] = 4  # side of the average pool, pixels; must cover the last feature map
+    pool_size: Annotated[int, 1, 1024] = 4  # side of the average pool, pixels: that of the last feature map
     num_classes: Annotated[int, 2, 2**16] = 10
     # Of activations and products; parameters stay float32. auto: bfloat16 where the hardware multiplies it faster (GPUs
     # since Ampere, TPUs, CPUs with AVX512-BF16 or AMX), else float32. A run records which it was.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Weights at the start. pytorch: uniform within sqrt(1 / fan_in), the linear layer's bias too. he: N(0, 2 / fan_in);
-    # lecun: N(0, 1 / fan_in); in both the bias is 0. nn/initializers.py names the papers.
+    # Weights at the start. pytorch: its default, uniform within sqrt(1 / fan_in), the linear layer's bias too.
+    # he: N(0, 2 / fan_in) (He et al. 2015); lecun: N(0, 1 / fan_in) (LeCun et al. 1998); in both the bias is 0.
     initializer: Literal["pytorch", "he", "lecun"] = "pytorch"
 
     def __post_init__(self) -> None:
-        if isinstance(self.stage_sizes, list):
-            object.__setattr__(self, "stage_sizes", tuple(self.stage_sizes))
-        sizes = self.stage_sizes
+        sizes = tuple(self.stage_sizes) if isinstance(self.stage_sizes, list) else self.stage_sizes
+        object.__setattr__(self, "stage_sizes", sizes)
         ok = isinstance(sizes, tuple) and 1 <= len(sizes) <= 6 and all(type(n) is int and n >= 1 for n in sizes)
-        allowed = "1 to 6 whole numbers, each 1 or more, together at most 300 (602 layers)"
+        allowed = "1 to 6 whole numbers, each 1 or more, together at most 300"
         _require(ok and sum(sizes) <= 300, "stage_sizes", sizes, allowed)
         _check_fields(self)
 
@@ -113,11 +107,10 @@ class OptimConfig:
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Number = 1e-2  # the schedule's peak
-    b1: Decay = 0.9  # Adam: decay of the first moment
-    b2: Decay = 0.999  # Adam: decay of the second moment
-    # Adam: added to the root of the second moment, which is 0 for a gradient of 0 and for one below some 1e-19
-    eps: Annotated[float, 1e-20, MAX_FLOAT] = 1e-8
-    momentum: Decay = 0.9  # SGD: decay of the trace
+    b1: Decay = 0.9  # Adam: decay of the first moment, 0 to 0.999999
+    b2: Decay = 0.999  # Adam: decay of the second moment, 0 to 0.999999
+    eps: Annotated[float, 1e-20, MAX_FLOAT] = 1e-8  # Adam: added to the root of the second moment, 1e-20 or more
+    momentum: Decay = 0.9  # SGD: decay of the trace, 0 to 0.999999
     nesterov: bool = False  # SGD: look one step ahead along the trace
     weight_decay: Number = 0.0  # adam, sgd: added to the gradient (as PyTorch); adamw: decoupled, times learning rate
     schedule: Literal["constant", "cosine", "onecycle", "warmup", "warmup_cosine", "triangular"] = "cosine"
@@ -127,7 +120,7 @@ class OptimConfig:
     cycle_momentum: bool = False  # onecycle: 0.95 -> 0.85 -> 0.95 against the rate, in place of b1 or momentum
     lookahead: bool = True  # wrap the optimiser in Lookahead (Zhang et al. 2019)
     sync_period: Positive = 5  # Lookahead's k: fast steps between synchronisations
-    slow_step_size: Fraction = 0.5  # Lookahead's alpha
+    slow_step_size: Fraction = 0.5  # Lookahead's alpha, 0 to 1
     lookahead_momentum: Literal["none", "reset", "pullback"] = "none"  # what a synchronisation does to the momentum
 
     def __post_init__(self) -> None:
@@ -160,11 +153,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        chosen_on_val, chosen_on_test = self.selection == "val", self.selection == "test"
-        _require(
-            self.val_size > 0 or not chosen_on_val, "val_size", 0, "above 0 where selection='val' (or pick 'last')"
-        )
-        _require(self.test_every_epoch or not chosen_on_test, "test_every_epoch", False, "True where selection='test'")
+        if self.selection == "val":
+            _require(self.val_size > 0, "val_size", self.val_size, "above 0 where selection='val' (or pick 'last')")
+        if self.selection == "test":
+            _require(self.test_every_epoch, "test_every_epoch", False, "True where selection='test'")
         self.model.check_pool()
         # A schedule that is too short to rise would leave the whole run at a rate of 0 or near it.
         optim, name = self.optim, self.optim.schedule
@@ -173,8 +165,7 @@ class TrainConfig:
             _require(optim.schedule_length != 1, "schedule_length", 1, allowed)
         rises = name in ("warmup", "warmup_cosine", "triangular") and optim.warmup_fraction > 0
         if optim.schedule_unit == "epoch" and (rises or (name == "onecycle" and optim.schedule_length is None)):
-            allowed += " counts epochs: the learning rate of the first is 0 or near it"
-            _require(self.num_epochs > 1, "num_epochs", self.num_epochs, allowed)
+            _require(self.num_epochs > 1, "num_epochs", 1, f"{allowed} counts epochs: the rate of the first is near 0")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
