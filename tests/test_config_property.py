@@ -40,7 +40,7 @@ FRACTIONS = st.just(0.0) | st.floats(1e-30, 1)  # float32 takes one below 1e-38 
 
 # Small enough to compile in a second. What a field's value may be beside other fields' is mended in `valid_values`.
 NUMBERS: dict[str, st.SearchStrategy] = {
-    "stage_sizes": st.sampled_from([(1,), (1, 1), (2,)]),
+    "stage_sizes": st.sampled_from([(1,), (1, 1)]),
     "width": st.integers(1, 8),
     "pool_size": st.none(),
     "num_classes": st.integers(2, 12),
@@ -108,7 +108,7 @@ def test_rates_and_momenta_are_finite_at_every_step(values):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@examples(8)
+@examples(6)
 @given(valid_values())
 def test_valid_configs_take_a_step(values):
     config = with_fields(TrainConfig(), values)
