@@ -143,7 +143,7 @@ class TrainConfig:
     seed: Annotated[int, 0, 2**32 - 1] = 0  # of initial weights, validation split and augmentation
     num_epochs: Annotated[int, 1, 10_000] = 51
     batch_size: Positive = 512  # images, over all devices together
-    eval_batch_size: Annotated[int, 1, 2**20] = 500  # images a forward pass; no effect on the result
+    eval_batch_size: Annotated[int, 1, 2**20] = 500  # images a forward pass of evaluation; no effect on the result
     train_size: PositiveOrNone = None  # use only the first so many training images; None = all
     val_size: Count = 5000  # training images held out by seed to choose the epoch on; 0 = none
     selection: Literal["val", "last", "test"] = "val"  # the epoch reported: best on validation, last, best on test
