@@ -156,11 +156,10 @@ def _write_folder(target: Path, read: ReadWeights, source: Path) -> None:
 
 
 def _read_folder(folder: Path, weights: Literal["fast", "slow"] | None) -> ReadWeights:
-    config, variables, kind, row, converted = load_variables(folder, weights)
+    config, variables, chosen, row, converted = load_variables(folder, weights)
     if converted:
         return ReadWeights(config.model, variables, **{name: converted[name] for name in _FACTS})
-    if not config.optim.lookahead:
-        kind = None
+    kind = chosen if config.optim.lookahead else None
     accuracy = row["val_accuracy"] if row["test_accuracy"] is None else row["test_accuracy"]
     was_scored = kind in (None, config.eval_weights)
     return ReadWeights(config.model, variables, row["step"], kind, accuracy if was_scored else None, row["epoch"])

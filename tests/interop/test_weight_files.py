@@ -204,7 +204,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
             convert(source, source / target)  # below a file
 
 
-# --------------------------------------------------------------------------------- the published {"net", "acc", "epoch"}
+# -------------------------------------------------------------------------------- the published {"net", "acc", "epoch"}
 
 
 def test_a_published_file_there_and_back(torch, tmp_path):
