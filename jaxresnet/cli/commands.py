@@ -58,22 +58,23 @@ def convert(
     weights: Literal["fast", "slow"] | None = None,
     wrap: bool = False,
 ) -> None:
-    """Convert weights between PyTorch's .pth, .safetensors and checkpoint folders, each to any other.
+    """Convert weights between PyTorch's .pth, .safetensors and folders of this library, each to any other.
 
     Args:
-        source: a .pth, .pt or .safetensors file, or a run's checkpoint folder, of which the chosen epoch is taken
-        target: a new file of these kinds, or else a new checkpoint folder
-        weights: Lookahead's, from a checkpoint folder; without this flag those that the run was scored on
+        source: a .pth, .pt or .safetensors file, or a run's folder (out/runs/<id>), of which the chosen epoch is taken
+        target: a new file of these kinds, or else a new folder, which `predict` reads
+        weights: Lookahead's, from a run's folder; without this flag those that the run was scored on
         wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
     """
     from jaxresnet.interop.weight_files import convert
+    from jaxresnet.nn.resnet import count_params
 
-    config, num_params, num_tensors, kind = convert(source, target, weights, wrap)
-    sizes = ",".join(map(str, config.stage_sizes))
-    print(f"{source} -> {target}" + (f" ({kind} weights)" if kind else ""))
+    read = convert(source, target, weights, wrap)
+    config, sizes = read.config, ",".join(map(str, read.config.stage_sizes))
+    print(f"{source} -> {target}" + (f" ({read.kind} weights)" if read.kind else ""))
     print(
         f"blocks {sizes}, width {config.width}, shortcuts {config.shortcut_kernel}x{config.shortcut_kernel}, "
-        f"{config.num_classes} classes: {num_params:,} parameters, {num_tensors} tensors"
+        f"{config.num_classes} classes: {count_params(config):,} parameters"
     )
 
 

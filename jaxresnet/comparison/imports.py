@@ -10,6 +10,9 @@ is not: it would go on from a checkpoint of another form. Nothing else reads thi
 
 import re
 import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,12 @@ from jaxresnet.config import TrainConfig, from_dict, to_dict
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import lock, parse_json, read_json, read_text, write_json, write_rows
 from jaxresnet.reporting.report import render
-from jaxresnet.results.schemas import comparison_path
+from jaxresnet.results.schemas import check_parts, comparison_path
 from jaxresnet.results.store import CHECKPOINTS, HISTORY, RUNS, SCORES, begin_run, is_finished, run_id
 from jaxresnet.training.checkpoint import Record, save_weights
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.predict import blank_state
-from jaxresnet.training.state import weights_of
+from jaxresnet.training.state import Weights, weights_of
 
 _REMEDY = "restore it from a copy"
 
@@ -46,46 +49,57 @@ def import_comparison(folder: str | Path, out: str | Path) -> list[str]:
 
 
 def _import(folder: Path, out: Path) -> None:
-    config = read_json(folder / "config.json", _REMEDY)
-    seeds, dataset = config["seeds"], config["dataset"]
-    arms = {arm: from_dict(TrainConfig, values, f"{folder}: {arm}") for arm, values in config["arms"].items()}
-    runs: dict[str, dict[str, str]] = {}
-    for arm in arms:
-        runs[arm] = {}
-        for seed in seeds:
-            run = from_dict(TrainConfig, {**to_dict(arms[arm]), "seed": seed})
-            runs[arm][str(seed)] = run_id(run, dataset)
-            target = out / RUNS / runs[arm][str(seed)]
-            scores = folder / "runs" / f"{_slug(arm)}-seed{seed}.json"
-            if scores.is_file() and not is_finished(target):
-                with lock(target):
-                    begin_run(target, run, dataset)
-                    _import_run(folder, scores, run, dataset, target)
-    arms_as_dicts = {arm: {k: v for k, v in to_dict(arms[arm]).items() if k != "seed"} for arm in arms}
+    path = folder / "config.json"
+    config = read_json(path, _REMEDY)
+    parts: dict[str, Callable[[Any], bool]] = {
+        "arms": lambda arms: isinstance(arms, dict),
+        "seeds": lambda seeds: isinstance(seeds, list),
+        "dataset": lambda dataset: isinstance(dataset, dict),
+    }
+    check_parts(path, config, parts, "the config.json of a comparison", _REMEDY)
+    arms = {arm: from_dict(TrainConfig, values, f"{path}: {arm}") for arm, values in config["arms"].items()}
+    runs: dict[str, dict[str, str]] = {arm: {} for arm in arms}
+    for arm, seed in product(arms, config["seeds"]):
+        run = replace(arms[arm], seed=seed)
+        runs[arm][str(seed)] = run_id(run, config["dataset"])
+        scores = folder / "runs" / f"{_slug(arm)}-seed{seed}.json"
+        if scores.is_file():
+            _import_run(scores, run, config["dataset"], out / RUNS / runs[arm][str(seed)])
     kept = {name: config.get(name) for name in ("name", "protocol", "dataset", "seeds", "published", "environment")}
-    name = folder.resolve().name
-    write_json(comparison_path(out / name), {**kept, "arms": arms_as_dicts, "runs": runs})
-    render(out / name)
+    without_seed = {arm: {k: v for k, v in to_dict(arms[arm]).items() if k != "seed"} for arm in arms}
+    target = out / folder.resolve().name
+    write_json(comparison_path(target), {**kept, "arms": without_seed, "runs": runs})
+    render(target)
 
 
-def _import_run(folder: Path, scores: Path, config: TrainConfig, dataset: dict[str, Any], target: Path) -> None:
-    path = scores.with_suffix(".jsonl")
-    lines = enumerate(read_text(path).splitlines(), 1)
-    history = [{"skipped_steps": 0, **parse_json(path, line, _REMEDY, number)} for number, line in lines]
+def _import_run(scores: Path, config: TrainConfig, dataset: dict[str, Any], target: Path) -> None:
+    """Fill the folder `target` of the store, unless it is finished. Scores come last, as they say that it is."""
+    if is_finished(target):
+        return
+    rows = scores.with_suffix(".jsonl")
+    lines = enumerate(read_text(rows).splitlines(), 1)
+    history = [{"skipped_steps": 0, **parse_json(rows, line, _REMEDY, number)} for number, line in lines]
     found = read_json(scores, _REMEDY)
     step = history[found["best_epoch"]]["step"]
-    checkpoint = folder / "checkpoints" / scores.stem / str(step)
-    if checkpoint.is_dir():
-        record = Record(to_dict(config), dataset, history, backends=[{"step": 0}])
-        save_weights(target / CHECKPOINTS, weights_of(_load(checkpoint, config)), record)
-    write_rows(target / HISTORY, history)
-    write_json(target / SCORES, {k: v for k, v in found.items() if k not in ("arm", "config")})
+    checkpoint = scores.parents[1] / "checkpoints" / scores.stem / str(step)
+    with lock(target):
+        begin_run(target, config, dataset)
+        if checkpoint.is_dir():
+            record = Record(to_dict(config), dataset, history, backends=[{"step": 0}])
+            save_weights(target / CHECKPOINTS, _load(checkpoint, config), record)
+        write_rows(target / HISTORY, history)
+        write_json(target / SCORES, {k: v for k, v in found.items() if k not in ("arm", "config")})
 
 
-def _load(checkpoint: Path, config: TrainConfig) -> Any:
+def _load(checkpoint: Path, config: TrainConfig) -> Weights:
     from orbax.checkpoint import v1 as ocp
 
-    return ocp.load(checkpoint.resolve(), {"state": blank_state(config), "totals": zero_totals()})["state"]
+    like = {"state": blank_state(config), "totals": zero_totals()}
+    try:
+        return weights_of(ocp.load(checkpoint.resolve(), like)["state"])
+    except (OSError, ValueError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise ResultsError(f"{checkpoint}: cannot be read ({reason}); {_REMEDY}, or move it away") from e
 
 
 def _slug(arm: str) -> str:

@@ -130,7 +130,7 @@ def _tensors(state_dict: Any) -> dict[str, Any]:
 
 
 def _arrays(state_dict: Any) -> dict[str, np.ndarray]:
-    """All tensors but the counters, by name, in their own dtype and PyTorch's layout."""
+    """All tensors but the counters, by name, in PyTorch's layout."""
     tensors = _tensors(state_dict)
     return {name: _numpy(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
 
@@ -138,17 +138,16 @@ def _arrays(state_dict: Any) -> dict[str, np.ndarray]:
 def _numpy(tensor: Any) -> np.ndarray:
     if hasattr(tensor, "detach"):  # of PyTorch; told by the method, so that arrays need no PyTorch
         tensor = tensor.detach().cpu()
-        # NumPy has no bfloat16.
-        tensor = (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
     return np.asarray(tensor)
 
 
 def _network_of(arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """What the tensors do not show is that of the default network; `_check` then names what does not fit."""
     default = ModelConfig()
-    found = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in arrays]
-    blocks = Counter(int(stage) for stage, _ in {match.groups() for match in found if match})
-    sizes = tuple(blocks[stage] for stage in range(1, max(blocks, default=0) + 1)) or default.stage_sizes
+    blocks = {block for name in arrays for block in re.findall(r"^layer(\d+)\.(\d+)\.", name)}
+    counts = Counter(int(stage) for stage, _ in blocks)
+    sizes = tuple(counts[stage] for stage in range(1, max(counts, default=0) + 1)) or default.stage_sizes
     shortcut = next((name for name in arrays if name.endswith(".shortcut.0.weight")), "")
 
     def side(name: str, axis: int, otherwise: int) -> int:

@@ -1,4 +1,4 @@
-"""Weights in files: PyTorch's .pth, .safetensors and checkpoint folders of this library, each to any other.
+"""Weights in files: PyTorch's .pth, .safetensors and folders of this library, each to any other.
 
 A .pth is a pickle, which can run any code. PyTorch reads it with `weights_only=True`, which builds tensors and plain
 values and refuses the rest.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
+import safetensors.numpy
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import StorageError, WeightsError, printable
@@ -23,8 +23,9 @@ from jaxresnet.training.checkpoint import Record, save_weights
 from jaxresnet.training.predict import load_variables
 from jaxresnet.training.state import Weights
 
-_FILES = (".pth", ".pt", ".safetensors")  # all else is a checkpoint folder
-_KNOWN = "known are .pth, .pt, .safetensors and checkpoint folders, whose names have no ending"
+_FILES = (".pth", ".pt", ".safetensors")  # all else is a folder
+_KNOWN = "known are .pth, .pt, .safetensors and folders, whose names have no ending"
+_FACTS = ("step", "kind", "accuracy", "epoch")  # what a folder notes of converted weights
 
 
 class ReadWeights(NamedTuple):
@@ -36,37 +37,28 @@ class ReadWeights(NamedTuple):
     """
 
     config: ModelConfig
-    variables: dict
+    variables: dict[str, Any]
     step: int
     kind: Literal["fast", "slow"] | None = None
     accuracy: float | None = None
     epoch: int | None = None
 
 
-class Converted(NamedTuple):
-    """What `convert` did: the network, its trainable parameters, the tensors of PyTorch's state dict (counters
-    included), and which of Lookahead's weights, as in `ReadWeights`."""
-
-    config: ModelConfig
-    num_params: int
-    num_tensors: int
-    kind: Literal["fast", "slow"] | None
-
-
 def convert(
     source: str | Path, target: str | Path, weights: Literal["fast", "slow"] | None = None, wrap: bool = False
-) -> Converted:
-    """Write the weights in `source` to `target`, in the form that each name says. Tensors keep every bit.
+) -> ReadWeights:
+    """Write the weights in `source` to `target`, in the form that each name says, and return them. Float32 keeps every
+    bit.
 
-    source: a .pth or .pt with a state dict or a published file's {"net", "acc", "epoch"}, a .safetensors, or a run's
-    checkpoint folder, of which the chosen epoch is taken. target: a new file of these kinds, or else a new checkpoint
-    folder, for `predict` and `load_variables`.
-    weights: Lookahead's fast or slow ones, from a checkpoint folder; None takes those that the run was scored on.
+    source: a .pth or .pt with a state dict or a published file's {"net", "acc", "epoch"}, a .safetensors, or the folder
+    of a run (out/runs/<id>, or its checkpoints), of which the chosen epoch is taken. target: a new file of these kinds,
+    or else a new folder, for `predict` and `load_variables`.
+    weights: Lookahead's fast or slow ones, from a run's folder; None takes those that the run was scored on.
     wrap: write {"net", "acc", "epoch"} to a .pth. acc is the chosen epoch's accuracy in percent: on the test set, or on
     the validation set where the test set was not scored every epoch.
     Raises WeightsError for a damaged file, another network, a target that exists, and options that do not fit;
-    ResultsError for a folder without a checkpoint, StorageError where the target cannot be written, UserError where
-    PyTorch is needed (.pth, .pt) and missing.
+    ResultsError for a folder without weights, StorageError where the target cannot be written, UserError where PyTorch
+    is needed (.pth, .pt) and missing.
     """
     source, target = Path(source), Path(target)
     suffix = target.suffix.lower()
@@ -78,41 +70,34 @@ def convert(
         raise WeightsError(f"{target}: is there already, and nothing is overwritten; choose another name")
 
     read = read_weights(source, weights)
-    arrays = torch_arrays(read.variables, read.step)
     if suffix not in _FILES:
         _write_folder(target, read, source)
     elif suffix == ".safetensors":
-        import safetensors.numpy
-
-        write_bytes(target, safetensors.numpy.save(arrays, {"format": "pt"}))
+        write_bytes(target, safetensors.numpy.save(torch_arrays(read.variables, read.step), {"format": "pt"}))
     else:
         write_bytes(target, _pth(source, read, wrap))
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.variables["params"]))
-    return Converted(read.config, num_params, len(arrays), read.kind)
+    return read
 
 
 def read_weights(source: str | Path, weights: Literal["fast", "slow"] | None = None) -> ReadWeights:
-    """The weights in a file or in a checkpoint folder. Takes and raises what `convert` does."""
+    """The weights in a file or a folder. Takes and raises what `convert` does."""
     source = Path(source)
-    suffix = source.suffix.lower()
-    if suffix not in _FILES:
+    if source.suffix.lower() not in _FILES:
         if source.is_file():
             raise WeightsError(f"{source}: unknown kind of file; {_KNOWN}")
-        return _read_checkpoint(source, weights)
+        return _read_folder(source, weights)
     if weights is not None:
         raise WeightsError(f"{source}: a file holds one set of weights; leave --weights {weights} out")
     content = _read_file(source)
     try:
         config = model_config_of(content)
-        variables = from_torch(content, config)
+        read = ReadWeights(config, from_torch(content, config), counted_batches(content))
     except WeightsError as error:
         raise WeightsError(f"{source}: {printable(str(error))}") from error
-    accuracy, epoch = None, None
-    if isinstance(content.get("net"), Mapping):
-        accuracy, epoch = _number(content.get("acc")), _number(content.get("epoch"))
-    return ReadWeights(
-        config, variables, counted_batches(content), None, accuracy, None if epoch is None else int(epoch)
-    )
+    if not isinstance(content.get("net"), Mapping):
+        return read
+    epoch = _number(content.get("epoch"))
+    return read._replace(accuracy=_number(content.get("acc")), epoch=None if epoch is None else int(epoch))
 
 
 def _number(value: Any) -> float | None:
@@ -127,8 +112,6 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     torch = None if path.suffix.lower() == ".safetensors" else require_torch()
     try:
         if torch is None:
-            import safetensors.numpy
-
             return safetensors.numpy.load_file(path)
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except OSError as error:
@@ -156,14 +139,11 @@ def _pth(source: Path, read: ReadWeights, wrap: bool) -> bytes:
     return file.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------ checkpoint folders
-
-
 def _write_folder(target: Path, read: ReadWeights, source: Path) -> None:
     """Under another name at first, so that nothing half-written has the target's."""
     # A run without Lookahead, so that there is one set of weights; of no data set, so that `fit` does not continue it.
     run = TrainConfig(model=read.config, optim=OptimConfig(lookahead=False))
-    facts = {name: getattr(read, name) for name in ("kind", "step", "accuracy", "epoch")}
+    facts = {name: getattr(read, name) for name in _FACTS}
     record = Record(to_dict(run), {}, converted={"source": source.name, **facts})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,14 +155,11 @@ def _write_folder(target: Path, read: ReadWeights, source: Path) -> None:
         raise StorageError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from error
 
 
-def _read_checkpoint(folder: Path, weights: Literal["fast", "slow"] | None) -> ReadWeights:
-    loaded = load_variables(folder, weights)
-    run, row = loaded.config, loaded.row
-    if loaded.converted:
-        kept = {name: loaded.converted[name] for name in ("kind", "step", "accuracy", "epoch")}
-        return ReadWeights(run.model, loaded.variables, **kept)
-    kind = loaded.weights if run.optim.lookahead else None
-    accuracy = None
-    if loaded.weights == run.eval_weights or not run.optim.lookahead:  # the other weights were not scored
-        accuracy = row["val_accuracy"] if row["test_accuracy"] is None else row["test_accuracy"]
-    return ReadWeights(run.model, loaded.variables, row["step"], kind, accuracy, row["epoch"])
+def _read_folder(folder: Path, weights: Literal["fast", "slow"] | None) -> ReadWeights:
+    config, variables, chosen, row, converted = load_variables(folder, weights)
+    if converted:
+        return ReadWeights(config.model, variables, **{name: converted[name] for name in _FACTS})
+    kind = chosen if config.optim.lookahead else None
+    accuracy = row["val_accuracy"] if row["test_accuracy"] is None else row["test_accuracy"]
+    was_scored = kind in (None, config.eval_weights)
+    return ReadWeights(config.model, variables, row["step"], kind, accuracy if was_scored else None, row["epoch"])

@@ -2,12 +2,14 @@
 
 import sys
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from support.fake_weights import SMALL, assert_same_arrays, numbers, state_dict, torch_shapes
+from support.fake_weights import SMALL, assert_same_arrays, numbers, state_dict
 from support.tiny import assert_same_bits
 
 from jaxresnet.config import ModelConfig
@@ -51,38 +53,39 @@ def test_variables_are_those_that_the_network_starts_with(config):
     )
 
 
-def test_each_tensor_goes_to_its_place():
+@pytest.mark.parametrize(
+    "place, name, axes",
+    [
+        ("params.conv1.kernel", "conv1.weight", (2, 3, 1, 0)),
+        ("params.stages.0.0.conv2.kernel", "layer1.0.conv2.weight", (2, 3, 1, 0)),
+        ("params.stages.1.0.shortcut_conv.kernel", "layer2.0.shortcut.0.weight", (2, 3, 1, 0)),
+        ("params.stages.1.0.shortcut_bn.bias", "layer2.0.shortcut.1.bias", (0,)),
+        ("params.stages.1.0.bn2.scale", "layer2.0.bn2.weight", (0,)),
+        ("batch_stats.bn1.mean", "bn1.running_mean", (0,)),
+        ("batch_stats.stages.1.0.shortcut_bn.var", "layer2.0.shortcut.1.running_var", (0,)),
+        ("params.linear.kernel", "linear.weight", (1, 0)),
+    ],
+)
+def test_each_tensor_goes_to_its_place(place, name, axes):
     tensors = numbers()
-    variables = from_torch(tensors)
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    block = params["stages"]["1"]["0"]
-
-    def check(array, name, *axes):
-        np.testing.assert_array_equal(array, tensors[name].transpose(axes) if axes else tensors[name], name)
-
-    check(params["conv1"]["kernel"], "conv1.weight", 2, 3, 1, 0)
-    check(params["bn1"]["scale"], "bn1.weight")
-    check(params["bn1"]["bias"], "bn1.bias")
-    check(batch_stats["bn1"]["mean"], "bn1.running_mean")
-    check(batch_stats["bn1"]["var"], "bn1.running_var")
-    check(params["stages"]["0"]["0"]["conv2"]["kernel"], "layer1.0.conv2.weight", 2, 3, 1, 0)
-    check(block["bn2"]["scale"], "layer2.0.bn2.weight")
-    check(block["shortcut_conv"]["kernel"], "layer2.0.shortcut.0.weight", 2, 3, 1, 0)
-    check(block["shortcut_bn"]["bias"], "layer2.0.shortcut.1.bias")
-    check(batch_stats["stages"]["1"]["0"]["shortcut_bn"]["var"], "layer2.0.shortcut.1.running_var")
-    check(params["linear"]["kernel"], "linear.weight", 1, 0)
-    check(params["linear"]["bias"], "linear.bias")
+    array = reduce(getitem, place.split("."), from_torch(tensors))
+    np.testing.assert_array_equal(array, tensors[name].transpose(axes))
 
 
 # ------------------------------------------------------------------------------------------------------------ bits
 
 
 @pytest.mark.parametrize("config", [SMALL, CONFIGS[2]], ids=str)
-def test_round_trip_keeps_every_bit(config):
+def test_round_trip_keeps_every_bit_and_nothing_is_an_alias(config):
     tensors = state_dict(config, steps=5)
     variables = from_torch(tensors)
-    assert_same_arrays(torch_arrays(variables, 5), tensors)
-    assert_same_bits(from_torch(torch_arrays(variables)), variables)
+    arrays = torch_arrays(variables, 5)
+    assert_same_arrays(arrays, tensors)
+    assert_same_bits(from_torch(arrays), variables)
+    for array in (*tensors.values(), *arrays.values()):
+        assert array.flags.c_contiguous
+        array.fill(-1)
+    assert_same_arrays(torch_arrays(variables, 5), state_dict(config, steps=5))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -103,16 +106,6 @@ def test_other_precisions_become_float32():
         assert_same_arrays(torch_arrays(from_torch(cast)), torch_arrays(from_torch(expected)))
     third = from_torch({**tensors, "linear.bias": np.full(10, 1 / 3)})["params"]["linear"]["bias"]
     assert (np.asarray(third) == np.float32(1 / 3)).all()
-
-
-def test_nothing_is_an_alias():
-    tensors = numbers()
-    variables = from_torch(tensors)
-    before, arrays = torch_arrays(variables), torch_arrays(variables)
-    for array in (*tensors.values(), *arrays.values()):
-        assert array.flags.c_contiguous
-        array.fill(-1)
-    assert_same_arrays(torch_arrays(variables), before)
 
 
 # -------------------------------------------------------------------------------------------------------- refusals
@@ -144,11 +137,6 @@ def test_a_given_network_is_what_tensors_must_fit():
     assert len(lines) == 2 + 15, "the linear layer, and all of layer2"
 
 
-def test_an_empty_state_dict_lacks_the_default_network():
-    _, *lines = refusal({}).split("\n  ")
-    assert lines == sorted(f"{name}: missing, expected {shape}" for name, shape in torch_shapes(ModelConfig()).items())
-
-
 def renamed(old, new):
     return {name.replace(old, new): array for name, array in numbers().items()}
 
@@ -163,6 +151,7 @@ def renamed(old, new):
         (numbers() | {"linear.weight": np.zeros((1, 8))}, ["num_classes=1"]),
         (numbers() | {f"layer{i}.0.x": np.zeros(1) for i in range(1, 8)}, ["stage_sizes=(1, 1, 1, 1, 1, 1, 1)"]),
         ({"backbone": {}, "head.weight": np.ones((2, 3))}, ["backbone, head.weight", "give the state dict itself"]),
+        ({}, ["1, 1, 1, 1 blocks, width 64", "linear.bias: missing, expected (10,)"]),
         (None, ["NoneType is not a state dict"]),
         ([("conv1.weight", 1)], ["list is not a state dict"]),
     ],
@@ -172,17 +161,12 @@ def test_networks_that_this_library_has_not_are_refused_with_the_reason(tensors,
     assert [part for part in parts if part not in text] == []
 
 
-@pytest.mark.parametrize("variables", [None, {}, {"params": {}}, {"conv1.weight": np.zeros(3)}])
-def test_what_is_no_variables_is_refused(variables):
-    with pytest.raises(WeightsError, match=r'not \{"params": ..., "batch_stats": ...\}'):
-        torch_arrays(variables)
-
-
-def test_variables_of_no_network_are_refused_by_name():
-    variables = from_torch(numbers())
-    variables["batch_stats"] = {}
+def test_variables_of_no_network_are_refused():
+    for variables in (None, {"params": {}}, {"conv1.weight": np.zeros(3)}):
+        with pytest.raises(WeightsError, match=r'not \{"params": ..., "batch_stats": ...\}'):
+            torch_arrays(variables)
     with pytest.raises(WeightsError, match=r"bn1\.running_var: missing, expected \(4,\)"):
-        torch_arrays(variables)
+        torch_arrays({**from_torch(numbers()), "batch_stats": {}})
 
 
 def test_without_pytorch_it_says_how_to_install_it(monkeypatch):
@@ -199,15 +183,17 @@ def test_pytorchs_network_takes_them_and_gives_them_back(torch, config):
     from support.golden import oracle
 
     net = oracle.build(config)
-    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    assert model_config_of(net.state_dict()) == config
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert model_config_of(before) == config
     variables = from_torch(net.state_dict())
     with torch.no_grad():
-        for tensor in net.state_dict().values():
+        for tensor in (*net.state_dict().values(), *to_torch(variables).values()):
             tensor.fill_(7)  # nothing of the variables is an alias
-    net.load_state_dict(to_torch(variables, 3), strict=True)
-    counts = {name: torch.tensor(3) for name in expected if name.endswith("num_batches_tracked")}
-    assert_same_arrays(net.state_dict(), expected | counts)
+    back = to_torch(variables, 3)
+    assert all(t.is_contiguous() and not t.requires_grad and t.device.type == "cpu" for t in back.values())
+    net.load_state_dict(back, strict=True)
+    counts = {name: torch.tensor(3) for name in before if name.endswith("num_batches_tracked")}
+    assert_same_arrays(net.state_dict(), before | counts)
 
 
 def test_tensors_of_any_kind_are_read(torch):
@@ -220,17 +206,5 @@ def test_tensors_of_any_kind_are_read(torch):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         cast = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
         assert_same_bits(from_torch(cast), from_torch({name: t.to(torch.float32) for name, t in cast.items()}))
-
-
-def test_tensors_that_are_given_back(torch):
-    variables = from_torch(state_dict())
-    back = to_torch(variables, 12)
-    assert_same_arrays(back, state_dict(steps=12))
-    assert all(t.is_contiguous() and not t.requires_grad and t.device.type == "cpu" for t in back.values())
-    for tensor in back.values():
-        tensor.fill_(-1)
-    assert_same_arrays(to_torch(variables, 12), state_dict(steps=12))
-
-
-def test_a_network_in_place_of_its_state_dict_is_refused(torch):
-    assert refusal(torch.nn.Linear(2, 2)) == "Linear is not a state dict, name -> tensor; give net.state_dict()"
+    whole = {**arrays, "linear.bias": torch.ones(10, dtype=torch.int64)}
+    assert "linear.bias: found int64" in refusal(whole)
