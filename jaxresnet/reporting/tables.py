@@ -34,10 +34,14 @@ def environment_table(values: Mapping[str, Any]) -> list[list[str]]:
 
 def aligned(table: Table) -> str:
     """The table for a terminal: columns padded, headers and long cells on several lines."""
-    rows = []
-    for index, row in enumerate(table):
-        cells = [textwrap.wrap(cell, CELL if index else HEADER, break_long_words=False) for cell in row]
-        rows.append(list(zip_longest(*cells, fillvalue="")) or [("",) * len(row)])
+
+    def lines_of(row: Sequence[str], width: int) -> list[tuple[str, ...]]:
+        bound = [cell.replace(" ± ", "_±_") for cell in row]  # a mean and its deviation stay on one line
+        cells = [textwrap.wrap(cell, width, break_long_words=False) for cell in bound]
+        lines = list(zip_longest(*cells, fillvalue="")) or [("",) * len(row)]
+        return [tuple(part.replace("_±_", " ± ") for part in line) for line in lines]
+
+    rows = [lines_of(table[0], HEADER), *(lines_of(row, CELL) for row in table[1:])]
     widths = [max(map(len, column)) for column in zip(*(line for lines in rows for line in lines), strict=True)]
     texts = [["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines] for lines in rows]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
