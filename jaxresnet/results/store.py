@@ -152,9 +152,6 @@ def read_run(folder: Path, arm: str, seed: int, config: Mapping[str, Any], data:
     # Scores are read first, as they are written last: another process may be finishing this run just now.
     scores = _read_scores(folder / SCORES, seed) if (folder / SCORES).is_file() else None
     rows = _read_history(folder / HISTORY) if (folder / HISTORY).is_file() else []
-    if scores is not None and rows and rows[-1]["epoch"] < (scores.get("last_epoch") or 0):
-        problem = f"ends with epoch {rows[-1]['epoch']}, but {SCORES} goes on to {scores['last_epoch']}"
-        raise ResultsError(f"{folder / HISTORY}, line {len(rows)}: {problem}; {_REDO}")
     failure = _read_failure(folder / FAILURE) if scores is None and (folder / FAILURE).is_file() else None
     return Run(arm, seed, rows, scores, failure, folder.name, folder)
 

@@ -60,9 +60,8 @@ def test_legend_lies_within_the_figure_and_off_the_data(tmp_path, num_arms):
     assert caption(figure).endswith(f"\ntest scores and published figures: {AS_PUBLISHED}")
 
 
-@pytest.mark.parametrize("num_arms", [2, 6])
-def test_png_is_light_small_and_the_users_settings_stay(tmp_path, num_arms):
-    results = read_results(fake_comparison(tmp_path, arms=[f"arm {i}" for i in range(num_arms)], num_epochs=51))
+def test_png_is_light_small_and_the_users_settings_stay(tmp_path):
+    results = read_results(fake_comparison(tmp_path, arms=[f"arm {i}" for i in range(6)], num_epochs=51))
     with matplotlib.style.context("dark_background"):
         before = dict(matplotlib.rcParams)
         png = to_png(lambda: make_curves(results, "a $ in a name, and $x"))
@@ -84,21 +83,9 @@ def test_a_wild_first_epoch_does_not_flatten_the_losses(tmp_path):
     loss, accuracy = figure.axes
     assert loss.get_yscale() == "log" and loss.get_ylabel() == "loss (nats, logarithmic)"
     assert loss.get_ylim()[1] > 30.1 and accuracy.get_yscale() == "linear"
-    at = loss.transAxes.inverted().transform(loss.transData.transform([(0, 1.0), (0, 1.5)]))[:, 1]
-    assert at[1] - at[0] > 0.08, "a twelfth of the height, where a linear axis would leave a sixtieth"
     figure.draw_without_rendering()
     ticks = [label.get_text() for label in loss.get_yticklabels()]
     assert {"1", "2", "5", "10", "20"} <= set(ticks), ticks
-
-
-def test_arms_with_different_numbers_of_epochs_end_where_they_end(tmp_path):
-    results = read_results(fake_comparison(tmp_path, arms=("10", "30", "51"), num_epochs=51))
-    for arm, runs in results.runs.items():
-        for run in runs.values():
-            del run.rows[int(arm) :]
-    for axes in make_curves(results, "title").axes:
-        ends = {line.get_label(): line.get_xdata()[-1] for line in axes.get_lines() if "scored" not in line.get_label()}
-        assert ends == {f"{arm}, {kind}": int(arm) - 1 for arm in results.runs for kind in ("training", "validation")}
 
 
 @pytest.mark.parametrize("num_epochs", [1, 6])
