@@ -43,8 +43,8 @@ def _table(measurement: dict[str, Any]) -> list[list[str]]:
         runs = ["fails" if one["problem_as_published"] else "runs", "refused" if one["problem_here"] else "runs"]
         timing = ["", ""]
         if one["step_seconds"]:
-            median = one["median_step_seconds"]
-            timing = [f"{1000 * median:,.1f}", f"{measurement['timing']['batch_size'] / median:,.0f}"]
+            ms, batch = 1000 * one["median_step_seconds"], measurement["timing"]["batch_size"]
+            timing = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}", f"{1000 * batch / ms:,.0f}"]
         rows.append([name, *sizes, f"{one['params']:,}", f"{one['macs']:,}", *runs, *timing])
     return rows
 
