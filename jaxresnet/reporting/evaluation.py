@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxresnet.files import write_bytes, write_text
 from jaxresnet.reporting.figures import to_png
-from jaxresnet.reporting.tables import aligned, as_bullets, as_environment, as_markdown, markdown_text
+from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, environment_table, markdown_text
 from jaxresnet.results.schemas import read_evaluation
 
 if TYPE_CHECKING:
@@ -38,42 +38,40 @@ def _table(evaluation: dict[str, Any]) -> list[list[str]]:
     """A row a class, and one for all of them."""
     runs, names = evaluation["runs"].values(), evaluation["class_names"]
     total = evaluation["mean_over_seeds"]
-    several = len(runs) > 1
-    mean = f"accuracy (%), mean of {len(runs)} seeds" if several else "accuracy (%)"
-    per_seed = [f"seeds {', '.join(evaluation['runs'])} (%)"] if several else []
-    rows = [["class", "test images", mean, "95 % interval (%)", *per_seed, "most often taken for"]]
+    rows = [
+        ["class", "test images", "accuracy (%), mean", "95 % interval (%)", _seeds(evaluation), "most often taken for"]
+    ]
     for index, score in enumerate(total["classes"]):
         if not score["n"]:
-            rows.append([names[index], "0", *[""] * (len(rows[0]) - 2)])
+            rows.append([names[index], "0", "", "", "", ""])
             continue
-        values = [", ".join(f"{run['classes'][index]['accuracy']:.1f}" for run in runs)] if several else []
+        values = ", ".join(f"{run['classes'][index]['accuracy']:.1f}" for run in runs)
         wrong = np.array(evaluation["confusion_summed_over_seeds"][index])
         wrong[index] = 0
         share = 100 * wrong.max() / (score["n"] * len(runs))
         other = f"{names[int(wrong.argmax())]} ({share:.1f} %)" if wrong.any() else "nothing else"
         interval = f"{score['low']:.1f} to {score['high']:.1f}"
-        rows.append([names[index], f"{score['n']:,}", f"{score['accuracy']:.1f}", interval, *values, other])
-    values = [", ".join(f"{run['test_accuracy']:.2f}" for run in runs)] if several else []
+        rows.append([names[index], f"{score['n']:,}", f"{score['accuracy']:.1f}", interval, values, other])
+    values = ", ".join(f"{run['test_accuracy']:.2f}" for run in runs)
     low, high = total["interval_95"]
     all_of_them = f"{evaluation['num_test']:,}", f"{total['test_accuracy']:.2f}", f"{low:.2f} to {high:.2f}"
-    return [*rows, ["all", *all_of_them, *values, ""]]
+    return [*rows, ["all", *all_of_them, values, ""]]
+
+
+def _seeds(evaluation: dict[str, Any]) -> str:
+    seeds = ", ".join(evaluation["runs"])
+    return f"seeds {seeds}" if len(evaluation["runs"]) > 1 else f"one seed ({seeds})"
 
 
 def _notes(evaluation: dict[str, Any]) -> list[str]:
     """What a reader has to know to read the numbers."""
     runs = evaluation["runs"]
-    half_an_image = 50 / evaluation["num_test"]  # percent
-    again = [
-        f"seed {seed} {run['test_accuracy']:.2f} %, recorded {run['recorded_test_accuracy']:.2f} %"
-        for seed, run in runs.items()
-        if abs(run["test_accuracy"] - run["recorded_test_accuracy"]) > half_an_image
-    ]
-    agree = f"with other rounding: {'; '.join(again)}" if again else "with exactly the recorded test accuracy"
-    several = "All seeds see the same images, so more seeds do not make it narrower." if len(runs) > 1 else "One seed."
+    recorded = ", ".join(f"{run['recorded_test_accuracy']:.2f}" for run in runs.values())
     notes = [
-        f"Predicted from the checkpoints of seed{'s' * (len(runs) > 1)} {', '.join(runs)} ({evaluation['selection']}), "
-        f"{agree}.",
-        f"The interval is Wilson's, for the number of test images of the class. {several}",
+        f"Predicted from the checkpoints of {_seeds(evaluation)} ({evaluation['selection']}), whose runs recorded "
+        f"{recorded} %.",
+        "The interval is Wilson's, for the number of test images of the class. All seeds see the same images, so more "
+        "seeds do not make it narrower.",
     ]
     if gone := evaluation["seeds_without_checkpoint"]:
         notes.append(f"Not evaluated, as their checkpoints are gone: seeds {', '.join(map(str, gone))}.")
@@ -82,8 +80,7 @@ def _notes(evaluation: dict[str, Any]) -> list[str]:
 
 def _page(evaluation: dict[str, Any]) -> str:
     """The text of evaluation.md."""
-    names, runs, mistakes = evaluation["class_names"], evaluation["runs"], evaluation["mistakes"]
-    counted = f"summed over seeds {', '.join(runs)}" if len(runs) > 1 else f"seed {next(iter(runs))}"
+    names, mistakes = evaluation["class_names"], evaluation["mistakes"]
     matrix = zip(names, evaluation["confusion_summed_over_seeds"], strict=True)
     confusion = [[name, *(f"{count:,}" for count in row)] for name, row in matrix]
     worst = [
@@ -94,14 +91,14 @@ def _page(evaluation: dict[str, Any]) -> str:
         f"# Evaluation of {markdown_text(evaluation['title'])}",
         as_markdown(_table(evaluation)),
         as_bullets(_notes(evaluation)),
-        f"## Confusion matrix\n\nTest images, {counted}.",
+        f"## Confusion matrix\n\nTest images, summed over {_seeds(evaluation)}.",
         as_markdown([["true \\ predicted", *names], *confusion]),
         "![Confusion matrix](confusion.png)",
         f"## Worst mistakes\n\nSeed {mistakes['seed']}, the highest probability of a wrong class first.",
         as_markdown([["test image (from 0)", "true class", "predicted class", "probability (%)"], *worst]),
         "![The worst mistakes](mistakes.png)",
         "## Environment",
-        as_environment(evaluation["environment"]),
+        as_markdown(environment_table(evaluation["environment"])),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -134,8 +131,7 @@ def make_confusion(evaluation: dict[str, Any]) -> "Figure":
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.85, ticks=[0, 1, 5, 10, 20, 40, 60, 80, 100])
-    of_seeds = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    bar.set_label(f"share of the true class (%), {of_seeds}")
+    bar.set_label(f"share of the true class (%), mean over {_seeds(evaluation)}")
     bar.ax.spines["outline"].set_visible(False)
     figure.suptitle(textwrap.fill(f"{evaluation['title']}, {evaluation['selection']}", 80))
     return figure

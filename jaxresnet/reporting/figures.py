@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxresnet.recipes import published
 from jaxresnet.results.findings import AS_PUBLISHED
 from jaxresnet.results.store import Results, Run
 
@@ -26,6 +25,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours: the
 GREY = "#555555"
 DPI = 150
 WILD = 6.0  # times the median loss: from here on the loss axis is logarithmic, or it would flatten all other losses
+SCORED: dict[str, Any] = {"ls": "none", "marker": "*", "ms": 11, "mec": "black", "mew": 0.6, "zorder": 5}
+PUBLISHED: dict[str, Any] = {"ls": "none", "ms": 12, "mfc": "none", "mew": 2.2, "zorder": 6}
 SPLITS = {"val": "validation", "test": "test"}
 
 
@@ -70,34 +71,29 @@ def make_curves(results: Results, title: str) -> "Figure":
     drawn = {arm: _drawn_runs(results, arm) for arm in results.runs}
     rows = [row for runs in drawn.values() for run in runs for row in run.rows]
     split = next((s for s in SPLITS if any(row.get(f"{s}_accuracy") is not None for row in rows)), None)
-    one_epoch = len({row["epoch"] for row in rows}) == 1
     for index, (arm, runs) in enumerate(drawn.items()):
-        # Curves of one epoch are points on a vertical line: set the arms side by side.
-        shift = 0.6 * ((index + 0.5) / len(drawn) - 0.5) if one_epoch else 0.0
         look = _look(index)
         for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-            _draw_curve(axes, runs, f"train_{quantity}", f"{arm}, training", look, shift)
+            _draw_curve(axes, runs, f"train_{quantity}", f"{arm}, training", look)
             if split:
-                _draw_curve(axes, runs, f"{split}_{quantity}", f"{arm}, {SPLITS[split]}", look, shift)
-        _draw_scores(accuracy, results, arm, look, shift + 0.05 * one_epoch)
-        if entry := results.published.get(arm):
-            _draw_published(accuracy, entry, arm, look, at_edge=one_epoch)
+                _draw_curve(axes, runs, f"{split}_{quantity}", f"{arm}, {SPLITS[split]}", look)
+        epochs, scores = results.scores(arm, "best_epoch"), results.scores(arm, "test_accuracy")
+        accuracy.plot(list(epochs.values()), list(scores.values()), label=f"{arm}, scored", **{**look, **SCORED})
+        if arm in results.published:  # at the right edge: its epoch may lie beyond ours
+            best, edge = results.published[arm]["best"], accuracy.get_yaxis_transform()
+            label = f"{arm}, published {best:.2f} %"
+            accuracy.plot([1], [best], transform=edge, clip_on=False, label=label, **look, **PUBLISHED)
     for axes, label in ((loss, "loss (nats)"), (accuracy, "accuracy (%)")):
         axes.set(xlabel="epoch (the first is 0)", ylabel=label)
-        if one_epoch:
-            axes.set(xlim=(rows[0]["epoch"] - 0.5, rows[0]["epoch"] + 0.5), xticks=[rows[0]["epoch"]])
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         tidy(axes)
         if not rows:
             axes.text(0.5, 0.5, "no finished epoch yet", transform=axes.transAxes, ha="center")
-    if rows:
-        _scale_loss(loss, rows)
+    _scale_loss(loss, rows)
     figure.suptitle(textwrap.fill(title, 112))
     handles = _handles(results, split)
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = min(3, max(1, 143 // (longest + 9)))  # the figure is 143 characters wide; 9 for sample and gap
-    add_legend(figure, handles, columns, _caption(results, drawn, "bars" if one_epoch else "bands"))
+    add_legend(figure, handles, 3 if longest < 40 else 2, _caption(results, drawn))
     return figure
 
 
@@ -111,66 +107,32 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _draw_curve(axes: "Axes", runs: list[Run], key: str, label: str, look: dict[str, Any], shift: float) -> None:
+def _draw_curve(axes: "Axes", runs: list[Run], key: str, label: str, look: dict[str, Any]) -> None:
     """The mean of `key` over the runs, at the epochs that all of them measured, with a band from least to most."""
     series = [{row["epoch"]: row[key] for row in run.rows if row.get(key) is not None} for run in runs]
     epochs = sorted(set.intersection(*map(set, series))) if series else []
     if not epochs:
         return
     values = np.array([[one[epoch] for epoch in epochs] for one in series])
-    mean, low, high = values.mean(0), values.min(0), values.max(0)
-    x = np.array(epochs) + shift
     training = key.startswith("train")
     style = {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"} if training else {"linewidth": 1.8}
     every = max(1, len(epochs) // 10)  # markers tell the arms apart; on every epoch of 51 they would hide the line
-    axes.plot(x, mean, label=label, markersize=5, markevery=every, **look, **style)
-    if len(runs) > 1 and len(epochs) > 1:
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.12 if training else 0.25, linewidth=0)
-    elif len(runs) > 1:  # a band of one epoch has no width
-        axes.vlines(x, low, high, color=look["color"], linewidth=1.2)
-
-
-def _draw_scores(axes: "Axes", results: Results, arm: str, look: dict[str, Any], shift: float) -> None:
-    """A star a finished run: its test accuracy, the one in the table, at the epoch that was chosen."""
-    epochs, scores = results.scores(arm, "best_epoch"), results.scores(arm, "test_accuracy")
-    if scores:
-        star = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.6}
-        x = [epoch + shift for epoch in epochs.values()]
-        label = f"{arm}, scored"
-        axes.plot(x, list(scores.values()), linestyle="none", zorder=5, label=label, **{**look, **star})
-
-
-def _draw_published(axes: "Axes", entry: dict[str, Any], arm: str, look: dict[str, Any], at_edge: bool) -> None:
-    """The published best: the arm's own mark, large and hollow, at its epoch; at the right edge where the epoch is not
-    known, or with `at_edge`."""
-    known = published.get(entry.get("run", ""))
-    epoch = None if at_edge else entry.get("best_epoch", known.best_epoch if known else None)
-    axes.plot(
-        [1.0 if epoch is None else epoch],
-        [entry["best"]],
-        transform=axes.get_yaxis_transform() if epoch is None else axes.transData,
-        linestyle="none",
-        markersize=12,
-        markerfacecolor="none",
-        markeredgewidth=2.2,
-        clip_on=False,
-        zorder=6,
-        label=f"{arm}, published {entry['best']:.2f} %",
-        **look,
-    )
+    axes.plot(epochs, values.mean(0), label=label, markersize=5, markevery=every, **look, **style)
+    if len(runs) > 1:
+        shade = {"color": look["color"], "alpha": 0.12 if training else 0.25, "linewidth": 0}
+        axes.fill_between(epochs, values.min(0), values.max(0), **shade)
 
 
 def _scale_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     """A logarithmic axis where a few wild epochs would flatten all others on a linear one."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator
 
     losses = [row[key] for row in rows for key in ("train_loss", "val_loss", "test_loss") if row.get(key) is not None]
-    if min(losses) <= 0 or max(losses) <= WILD * float(np.median(losses)):
-        return
-    axes.set(yscale="log", ylabel="loss (nats, logarithmic)")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    if losses and max(losses) > WILD * float(np.median(losses)):
+        axes.set(yscale="log", ylabel="loss (nats, logarithmic)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
 
 
 def _handles(results: Results, split: str | None) -> "list[Line2D]":
@@ -189,22 +151,16 @@ def _handles(results: Results, split: str | None) -> "list[Line2D]":
     if split:
         handles.append(handle(SPLITS[split], linewidth=1.8))
     if results.selections:
-        handles.append(handle("test score of a run", linestyle="none", marker="*", markersize=11))
+        handles.append(handle("test score of a run", **SCORED))
     if results.published:
-        hollow: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2}
-        handles.append(handle("published (the arm's mark)", linestyle="none", marker="o", **hollow))
+        handles.append(handle("published (the arm's mark, at the edge)", marker="o", **PUBLISHED))
     return handles
 
 
-def _caption(results: Results, drawn: dict[str, list[Run]], spread: str) -> str:
+def _caption(results: Results, drawn: dict[str, list[Run]]) -> str:
     """What lines and bands are, and under it which marks were chosen on the test set."""
     counts = sorted({len(runs) for runs in drawn.values() if runs})
-    if not counts:
-        text = "no run yet"
-    elif counts == [1]:
-        text = "one seed"
-    else:
-        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        text = f"lines: mean over {seeds} seeds; {spread}: least to most over the seeds"
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
+    text = "one seed" if counts == [1] else f"lines: mean over {seeds} seeds; bands: least to most over the seeds"
     marks = ["test scores"] * ("test" in results.selections) + ["published figures"] * bool(results.published)
     return text + f"\n{' and '.join(marks)}: {AS_PUBLISHED}" * bool(marks)

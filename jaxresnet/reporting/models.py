@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING, Any
 from jaxresnet.files import write_bytes, write_text
 from jaxresnet.recipes import PARAMETER_BUDGET
 from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
-from jaxresnet.reporting.tables import aligned, as_bullets, as_environment, as_markdown, without_columns
+from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, environment_table
 from jaxresnet.results.schemas import read_measurement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-LEAST_TO_MOST = "least to most"  # the column that a terminal has no room for
-MOST_TICKS = 40  # of an axis; the published networks need 13
 
 
 def render_models(folder: str | Path) -> str:
@@ -30,38 +26,27 @@ def render_models(folder: str | Path) -> str:
         as_bullets(notes),
         "![Parameters and multiply-adds against step time](model_parameters.png)",
         "## Environment",
-        as_environment(measurement["environment"]),
+        as_markdown(environment_table(measurement["environment"])),
     ]
     write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
     write_bytes(folder / "model_parameters.png", to_png(lambda: make_models(measurement)))
-    narrow = without_columns(table, [LEAST_TO_MOST])
-    return "\n".join([aligned(narrow), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
+    return "\n".join([aligned(table), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
 
 
 def _table(measurement: dict[str, Any]) -> list[list[str]]:
-    header = [
-        *("network", "blocks", "width", "shortcut", "pool", "parameters", "multiply-adds", "as published", "here"),
-        *("step (ms)", LEAST_TO_MOST, "images/s"),
-    ]
-    rows = [header]
+    shape = "network", "blocks", "width", "shortcut", "pool", "parameters", "multiply-adds"
+    rows = [[*shape, "as published", "here", "step (ms)", "images/s"]]
     for name, one in measurement["models"].items():
-        model, seconds = one["model"], one["step_seconds"]
+        model = one["model"]
         kernel, pool = model["shortcut_kernel"], model["pool_size"]
-        shape = [",".join(map(str, model["stage_sizes"])), str(model["width"]), f"{kernel}x{kernel}", f"{pool}x{pool}"]
+        sizes = [",".join(map(str, model["stage_sizes"])), str(model["width"]), f"{kernel}x{kernel}", f"{pool}x{pool}"]
         runs = ["fails" if one["problem_as_published"] else "runs", "refused" if one["problem_here"] else "runs"]
-        timing = ["", "", ""]
-        if seconds:
-            median = one["median_step_seconds"]
-            images_per_second = measurement["timing"]["batch_size"] / median
-            timing = [_ms(median), f"{_ms(min(seconds))} to {_ms(max(seconds))}", f"{images_per_second:,.0f}"]
-        rows.append([name, *shape, f"{one['params']:,}", f"{one['macs']:,}", *runs, *timing])
+        timing = ["", ""]
+        if one["step_seconds"]:
+            ms, batch = 1000 * one["median_step_seconds"], measurement["timing"]["batch_size"]
+            timing = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}", f"{1000 * batch / ms:,.0f}"]
+        rows.append([name, *sizes, f"{one['params']:,}", f"{one['macs']:,}", *runs, *timing])
     return rows
-
-
-def _ms(seconds: float) -> str:
-    """Milliseconds with three digits or more."""
-    ms = 1000 * seconds
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}"
 
 
 def _notes(measurement: dict[str, Any]) -> list[str]:
@@ -90,7 +75,7 @@ def make_models(measurement: dict[str, Any]) -> "Figure":
     A network that ran has a mark with its number, which the legend explains. The horizontal axes are logarithmic, as
     most networks lie close."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator
+    from matplotlib.ticker import MultipleLocator, NullLocator
 
     timing = measurement["timing"]
     ran = {name: one for name, one in measurement["models"].items() if one["step_seconds"]}
@@ -108,9 +93,8 @@ def make_models(measurement: dict[str, Any]) -> "Figure":
         values = [one[key] / 1e6 for one in ran.values()]
         axes.set_xscale("log")
         axes.set_xlim(0.9 * min(values), 1.1 * max(values))
-        if max(values) / spacing < MOST_TICKS:  # else there would be thousands, or millions from a damaged file
-            axes.xaxis.set_major_locator(MultipleLocator(spacing))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_locator(MultipleLocator(spacing))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=0)
         tidy(axes)

@@ -9,18 +9,16 @@ from typing import Any, NamedTuple
 
 from jaxresnet.reporting.comparison import Words, flat
 from jaxresnet.reporting.reproduction import Drawn
-from jaxresnet.reporting.tables import Table
+from jaxresnet.reporting.tables import Table, environment_table
 from jaxresnet.results.schemas import measurement_path
 from jaxresnet.results.store import Results
 
 # What `report` writes itself: everything else of its kind in a folder is an extra.
 OWN = ("figure.png", "summary.md", "reproduction.png", "reproduction.md")
-LARGEST = 4_000_000  # bytes of an extra that the page still takes in
-SHORT = 26  # a cell with fewer characters keeps to one line
 
 
 class Extra(NamedTuple):
-    """A Markdown text or a picture from a folder; neither where the file is too large."""
+    """A Markdown text or a picture (PNG bytes) from a folder; the other is None."""
 
     name: str
     text: str | None = None
@@ -49,17 +47,12 @@ class Section:
     @property
     def extras(self) -> list[Extra]:
         """The texts (*.md) and pictures (*.png) of the folder beside those that every comparison has."""
-        extras = []
-        for path in sorted(path for kind in ("*.md", "*.png") for path in self.folder.glob(kind)):
-            if path.name in OWN or path.name.startswith("."):
-                continue
-            if path.stat().st_size > LARGEST:
-                extras.append(Extra(path.name))
-            elif path.suffix == ".png":
-                extras.append(Extra(path.name, png=path.read_bytes()))
-            else:
-                extras.append(Extra(path.name, text=_read_text(path)))
-        return extras
+        names = [path for kind in ("*.md", "*.png") for path in self.folder.glob(kind)]
+        paths = sorted(path for path in names if path.name not in OWN and not path.name.startswith("."))
+        return [
+            Extra(path.name, png=path.read_bytes()) if path.suffix == ".png" else Extra(path.name, _read_text(path))
+            for path in paths
+        ]
 
     @property
     def settings(self) -> tuple[Table, Table]:
@@ -70,12 +63,6 @@ class Section:
         rows = [[name, *(str(config.get(name, "")) for config in arms.values())] for name in names]
         header = ["setting", *arms]
         return [header, *(row for row in rows if len(set(row[1:])) > 1)], [header, *rows]
-
-    @property
-    def environment(self) -> Table:
-        assert self.results
-        used = self.results.config["environment"]
-        return [["name", "value"], *([name, str(value)] for name, value in used.items() if value is not None)]
 
 
 def _read_text(path: Path) -> str:
@@ -98,14 +85,10 @@ def _template() -> Any:
 
     loader = PackageLoader("jaxresnet.reporting", ".")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.tests["short"] = _is_short
+    jinja.filters["environment_table"] = environment_table
     jinja.filters["markdown"] = markdown_to_html
     jinja.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return jinja.get_template("page.html.jinja")
-
-
-def _is_short(cell: str) -> bool:
-    return len(cell) < SHORT
 
 
 def markdown_to_html(text: str) -> Any:
@@ -119,11 +102,9 @@ def markdown_to_html(text: str) -> Any:
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
-    for i, token in enumerate(tokens):
+    for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
-        if token.type == "td_open" and _is_short(tokens[i + 1].content):
-            token.attrSet("class", "short")
     for kind in ("image", "link_open", "link_close"):
         markdown.add_render_rule(kind, lambda *_: "")
     markdown.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')

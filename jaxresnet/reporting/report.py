@@ -5,12 +5,12 @@ from pathlib import Path
 
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_bytes, write_json, write_text
-from jaxresnet.reporting.comparison import EPOCH, PER_SEED, describe_comparison, make_summary
+from jaxresnet.reporting.comparison import describe_comparison, make_summary
 from jaxresnet.reporting.evaluation import render_evaluation
 from jaxresnet.reporting.figures import make_curves, to_png
 from jaxresnet.reporting.models import render_models
 from jaxresnet.reporting.page import Section, make_page, make_tree_page
-from jaxresnet.reporting.reproduction import NOT_REPRODUCED, SPARE, draw_reproduction
+from jaxresnet.reporting.reproduction import NOT_REPRODUCED, draw_reproduction
 from jaxresnet.reporting.tables import aligned
 from jaxresnet.results.findings import findings
 from jaxresnet.results.reproduction import reproduce
@@ -99,7 +99,8 @@ def render_tree(root: str | Path) -> TreeReport:
     html = root / "report.html"
     in_order = [sections[name] for name in sorted(sections)]
     write_text(html, make_tree_page(f"Comparisons in {root.resolve().name}", in_order, skipped, shown))
-    return TreeReport(html, reports, aligned(shown.table, SPARE, 16) if shown.figure else NOT_REPRODUCED, skipped)
+    narrow = [[name, *cells] for name, _, *cells in shown.table]  # without what it trains
+    return TreeReport(html, reports, aligned(narrow) if shown.figure else NOT_REPRODUCED, skipped)
 
 
 def _render(results: Results) -> tuple[Report, Section]:
@@ -113,7 +114,7 @@ def _render(results: Results) -> tuple[Report, Section]:
         summary_md=results.folder / "summary.md",
         figure=results.folder / "figure.png",
         html=results.folder / "report.html",
-        table="\n".join([words.title, "", aligned(words.table, (PER_SEED, EPOCH), 14), "", *words.notes]),
+        table="\n".join([words.title, "", aligned(words.table), "", *words.notes]),
         verdict="\n".join(words.brief),
         complete=not results.missing,
     )

@@ -2,14 +2,15 @@
 
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from jaxresnet.results.statistics import mean_and_sd
 
 Table = Sequence[Sequence[str]]
 
-WIDTH = 120  # characters of a terminal that holds a table without breaking its lines
+HEADER, CELL = 14, 24  # characters on a line of a column, on a terminal
 
 
 def mean_sd(values: Iterable[float]) -> str:
@@ -26,37 +27,25 @@ def from_columns(columns: Mapping[str, Sequence[str]]) -> list[list[str]]:
     return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
-def without_columns(table: Table, headers: Collection[str]) -> list[list[str]]:
-    kept = [i for i, header in enumerate(table[0]) if header not in headers]
-    return [[row[i] for i in kept] for row in table]
+def environment_table(values: Mapping[str, Any]) -> list[list[str]]:
+    """Names and values; those that are None are left out."""
+    return [["name", "value"], *([name, str(value)] for name, value in values.items() if value is not None)]
 
 
-def aligned(table: Table, spare: Sequence[str] = (), header_width: int = 18) -> str:
-    """The table for a terminal: columns padded, long headers wrapped at `header_width` characters.
+def aligned(table: Table) -> str:
+    """The table for a terminal: columns padded, headers and long cells on several lines."""
 
-    spare: headers of columns that are left out, one after the other, while the table is wider than a terminal; the
-    line below the table then says so.
-    """
-    left_out: list[str] = []
-    lines = _padded(table, header_width)
-    for header in spare:
-        if max(map(len, lines)) <= WIDTH:
-            break
-        if header in table[0]:
-            left_out.append(header)
-            lines = _padded(without_columns(table, left_out), header_width)
-    if left_out:
-        lines.append(f"(too wide for a terminal, see report.html: {', '.join(left_out)})")
-    return "\n".join(lines)
+    def lines_of(row: Sequence[str], width: int) -> list[tuple[str, ...]]:
+        bound = [cell.replace(" ± ", "_±_") for cell in row]  # a mean and its deviation stay on one line
+        cells = [textwrap.wrap(cell, width, break_long_words=False) for cell in bound]
+        lines = list(zip_longest(*cells, fillvalue="")) or [("",) * len(row)]
+        return [tuple(part.replace("_±_", " ± ") for part in line) for line in lines]
 
-
-def _padded(table: Table, header_width: int) -> list[str]:
-    header = [textwrap.wrap(cell, header_width) for cell in table[0]]
-    height = max(map(len, header))
-    lines = [*([cell[i] if i < len(cell) else "" for cell in header] for i in range(height)), *table[1:]]
-    widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines]
-    return [*text[:height], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[height:]]
+    rows = [lines_of(table[0], HEADER), *(lines_of(row, CELL) for row in table[1:])]
+    widths = [max(map(len, column)) for column in zip(*(line for lines in rows for line in lines), strict=True)]
+    texts = [["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines] for lines in rows]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([*texts[0], rule, *(line for lines in texts[1:] for line in lines)])
 
 
 def as_markdown(table: Table) -> str:
@@ -68,14 +57,6 @@ def as_markdown(table: Table) -> str:
 
 def as_bullets(texts: Iterable[str]) -> str:
     return "\n".join(f"- {markdown_text(text)}" for text in texts)
-
-
-def as_environment(values: Mapping[str, Any]) -> str:
-    """A Markdown list of names and values; those that are None are left out."""
-    shown = {
-        name: " ".join(str(value).split("\n")).replace("`", "'") for name, value in values.items() if value is not None
-    }
-    return "\n".join(f"- {markdown_text(name)}: `{value}`" for name, value in shown.items())
 
 
 def markdown_text(text: str) -> str:

@@ -62,13 +62,10 @@ class Row:
 class Reproduction:
     """rows: one a published run, in the order of `published`.
 
-    repeated: how many runs were left out as the same run was counted already. others: how many finished runs repeat no
-    published one. unreadable: the runs whose config this version cannot read, each with the reason.
+    unreadable: the runs whose config this version cannot read, each with the reason.
     """
 
     rows: list[Row]
-    repeated: int = 0
-    others: int = 0
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -101,11 +98,9 @@ def reproduce(comparisons: Mapping[str, Results]) -> Reproduction:
     fewer epochs or images, or another setting, repeats none.
     """
     rows = {name: Row(name, run) for name, run in published.items()}
-    repeated = others = 0
     unreadable: list[str] = []
     for folder, results in comparisons.items():
         if any(results.config["dataset"].get(key) != value for key, value in CIFAR10.items()):
-            others += sum(len(results.finished(arm)) for arm in results.runs)
             continue
         for run in (run for arm in results.runs for run in results.finished(arm)):
             try:
@@ -114,18 +109,13 @@ def reproduce(comparisons: Mapping[str, Results]) -> Reproduction:
                 unreadable.append(f"{folder}, {run.arm} seed {run.seed} ({error})")
                 continue
             if found := published_run(config):
-                scores = rows[found[0]].as_published
+                rows[found[0]].as_published.setdefault(run.seed, _score(folder, run, config))
             elif found := intended_run(config):
-                scores = rows[found[0]].as_intended
-            else:
-                others += 1
-                continue
-            repeated += run.seed in scores
-            scores.setdefault(run.seed, _score(folder, run, config))
+                rows[found[0]].as_intended.setdefault(run.seed, _score(folder, run, config))
     for row in rows.values():  # by seed, wherever each was found
         for scores in (row.as_published, row.as_intended):
             scores.update({seed: scores.pop(seed) for seed in sorted(scores)})
-    return Reproduction(list(rows.values()), repeated, others, tuple(unreadable))
+    return Reproduction(list(rows.values()), tuple(unreadable))
 
 
 def _score(folder: str, run: Run, config: TrainConfig) -> Score:

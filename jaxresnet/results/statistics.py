@@ -29,7 +29,6 @@ class Difference:
         equal: without spread the interval would have no width, which a few seeds never justify.
     p_value: of the two-sided paired t-test; None where `interval` is.
     test: the test that was used, or why there was none.
-    unpaired: the seeds that only one arm has; they do not count.
     """
 
     n: int
@@ -38,7 +37,6 @@ class Difference:
     interval: tuple[float, float] | None
     p_value: float | None
     test: str
-    unpaired: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,16 @@ def prediction_interval(values: Iterable[float]) -> tuple[float, float] | None:
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     """Arm `a` minus arm `b`, both {seed: value}, over the shared seeds."""
     shared = sorted(a.keys() & b.keys())
-    unpaired = tuple(sorted(a.keys() ^ b.keys()))
     differences = np.array([a[seed] - b[seed] for seed in shared], np.float64)
     n = len(shared)
     if n < 2:
         mean = float(differences[0]) if n else None
-        return Difference(n, mean, None, None, None, "none: fewer than two shared seeds", unpaired)
+        return Difference(n, mean, None, None, None, "none: fewer than two shared seeds")
 
     mean = float(differences.mean())
     largest = max(abs(arm[seed]) for arm in (a, b) for seed in shared)
     if np.ptp(differences) <= 1e-9 * max(largest, 1e-3):  # equal up to the rounding of the subtraction
-        return Difference(n, mean, 0.0, None, None, "none: all differences are equal", unpaired)
+        return Difference(n, mean, 0.0, None, None, "none: all differences are equal")
 
     from scipy import stats  # 0.5 s to import: only for those who compare
 
@@ -98,7 +95,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Differe
     half_width = _student(n) * standard_error
     p_value = float(2 * stats.t.sf(abs(mean) / standard_error, n - 1))
     interval = (mean - half_width, mean + half_width)
-    return Difference(n, mean, sd, interval, p_value, "paired t-test, two-sided", unpaired)
+    return Difference(n, mean, sd, interval, p_value, "paired t-test, two-sided")
 
 
 def _student(n: int) -> float:
@@ -157,14 +154,7 @@ def verdict(name_a: str, name_b: str, difference: Difference, p_holm: float | No
     difference: of a minus b, of something of which more is better.
     p_holm, num_tests: the corrected p value where this is one of several tests; it then decides.
     """
-    sentence = _compared(name_a, name_b, difference, p_holm, num_tests)
-    if difference.unpaired and difference.n:
-        left_out = ", ".join(map(str, difference.unpaired))
-        sentence += f"; only seeds that both arms have count (left out: {left_out})"
-    return sentence
-
-
-def _compared(name_a: str, name_b: str, d: Difference, p_holm: float | None, num_tests: int) -> str:
+    d = difference
     if d.mean is None:
         return f"{name_a} and {name_b} share no finished seed: nothing to compare"
     better, worse = (name_a, name_b) if d.mean >= 0 else (name_b, name_a)
@@ -172,42 +162,25 @@ def _compared(name_a: str, name_b: str, d: Difference, p_holm: float | None, num
     if d.n == 1:
         return f"one seed: no interval ({better} is {size:.2f} points above {worse}, which may be chance)"
     if d.interval is None or d.p_value is None or d.sd is None:
-        if size == 0:
-            return f"{name_a} and {name_b} give the same accuracy on each of {d.n} seeds"
-        return (
-            f"{better} is {size:.2f} points above {worse} on each of {d.n} seeds: equal differences give no interval; "
-            "run more seeds"
-        )
+        equal = "equal differences give no interval; run more seeds"
+        return f"{better} is {size:.2f} points above {worse} on each of {d.n} seeds: {equal}"
 
     p_value = d.p_value if p_holm is None else p_holm
-    corrected = num_tests > 1
-    # Enough decimals to show the width of the interval: two for points of accuracy, as a rule.
-    decimals = max(2, 1 - math.floor(math.log10(d.interval[1] - d.interval[0])))
+    several = num_tests > 1
+    uncorrected = ", uncorrected" * several  # Holm's method corrects p values; the interval stays as it is
+    holm_note = f"; p = {p_value:.2g} after Holm's correction for {num_tests} comparisons" * several
 
     def interval(low: float, high: float) -> str:
-        low_text, high_text = (f"{round(x, decimals) + 0.0:.{decimals}f}" for x in (low, high))  # + 0.0: no "-0.00"
-        # Holm's method corrects p values; the interval stays as it is.
-        return f"{100 * CONFIDENCE:g} % interval {low_text} to {high_text}{', uncorrected' if corrected else ''}"
+        return f"{100 * CONFIDENCE:g} % interval {low:z.2f} to {high:z.2f}{uncorrected}"  # z: no "-0.00"
 
-    holm_note = f"; p = {p_value:.2g} after Holm's correction for {num_tests} comparisons" if corrected else ""
     if p_value < 1 - CONFIDENCE:
         ends = d.interval if d.mean >= 0 else (-d.interval[1], -d.interval[0])
-        return (
-            f"{better} is better than {worse} by {size:.{decimals}f} points ({interval(*ends)}, {d.n} seeds{holm_note})"
-        )
-
-    sentence = (
-        f"{d.n} seeds do not tell {name_a} and {name_b} apart ({name_a} minus {name_b}: "
-        f"{round(d.mean, decimals) + 0.0:.{decimals}f} points, {interval(*d.interval)}{holm_note})"
-    )
-    if corrected and d.p_value < 1 - CONFIDENCE:  # the interval leaves 0 out, and a reader wonders
-        sentence += f"; alone this pair would be told apart, but one of {num_tests} pairs easily is by chance"
-    effect = max(WORTHWHILE, size)
+        return f"{better} is better than {worse} by {size:.2f} points ({interval(*ends)}, {d.n} seeds{holm_note})"
     strictest = 1 - (1 - CONFIDENCE) / num_tests  # what Holm asks of the smallest p value
+    effect = max(WORTHWHILE, size)
     needed = seeds_needed(effect, d.sd, strictest)
-    found = f"to find a difference of {effect:.2f} points ({100 * POWER:g} % power)"
-    if needed > 1000:
-        return f"{sentence}; it takes more than 1000 seeds {found}"
-    if needed > d.n:
-        return f"{sentence}; it takes about {needed} seeds {found}"
-    return f"{sentence}; {needed} seeds are enough {found}"
+    return (
+        f"{d.n} seeds do not tell {name_a} and {name_b} apart ({name_a} minus {name_b}: {d.mean:z.2f} points, "
+        f"{interval(*d.interval)}{holm_note}); it takes {f'about {needed}' if needed <= 1000 else 'more than 1000'} "
+        f"seeds to find a difference of {effect:.2f} points ({100 * POWER:g} % power)"
+    )

@@ -13,22 +13,20 @@ Files are replaced whole, so a reader sees the old one or the new one.
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.errors import ResultsError, printable, short
-from jaxresnet.files import is_whole, parse_json, read_json, read_text, write_json
-from jaxresnet.results.schemas import LARGEST_EPOCH, check_parts, read_comparison
+from jaxresnet.files import is_number, is_whole, parse_json, read_json, read_text, write_json
+from jaxresnet.results.schemas import LARGEST_EPOCH, check_parts, optional, read_comparison
 
 RUNS = "runs"  # the store's folder in `out`; no comparison may have this name
-CONFIG, HISTORY, SCORES, FAILURE, CHECKPOINTS = (
-    *("config.json", "history.jsonl", "scores.json", "failed.json", "checkpoints"),
-)
+CONFIG, HISTORY, SCORES = "config.json", "history.jsonl", "scores.json"
+FAILURE, CHECKPOINTS = "failed.json", "checkpoints"
 SELECTIONS = ("val", "test", "last")  # the data on which a run's epoch was chosen; "last" is no choice
 LARGEST_LOSS = 3.5e38  # nats; float32 ends before it
 _REDO = "restore the file from a copy, or delete the run's folder and run the comparison again, which trains it anew"
@@ -69,7 +67,7 @@ class Results:
     def published(self) -> dict[str, dict[str, Any]]:
         """{arm: {"best": percent, "source": text}}: others' figures to be set beside ours; empty without any.
 
-        An entry may also hold "last" (percent), "best_epoch" (0-based) and "run", its name in `recipes.published`."""
+        An entry may also hold "last" (percent)."""
         return self.config.get("published") or {}
 
     @property
@@ -92,10 +90,6 @@ class Results:
     def finished(self, arm: str) -> list[Run]:
         """The arm's finished runs, in the order of the seeds."""
         return [run for run in self.runs[arm].values() if run.scores is not None]
-
-    def environments(self, arm: str) -> list[dict[str, Any]]:
-        """Where each finished run was made."""
-        return [run.scores["environment"] for run in self.finished(arm) if run.scores and "environment" in run.scores]
 
     def scores(self, arm: str, name: str) -> dict[int, Any]:
         """{seed: value} of one entry of the finished runs' scores, for example "test_accuracy" (percent)."""
@@ -158,9 +152,6 @@ def read_run(folder: Path, arm: str, seed: int, config: Mapping[str, Any], data:
     # Scores are read first, as they are written last: another process may be finishing this run just now.
     scores = _read_scores(folder / SCORES, seed) if (folder / SCORES).is_file() else None
     rows = _read_history(folder / HISTORY) if (folder / HISTORY).is_file() else []
-    if scores is not None and rows and rows[-1]["epoch"] < (scores.get("last_epoch") or 0):
-        problem = f"ends with epoch {rows[-1]['epoch']}, but {SCORES} goes on to {scores['last_epoch']}"
-        raise ResultsError(f"{folder / HISTORY}, line {len(rows)}: {problem}; {_REDO}")
     failure = _read_failure(folder / FAILURE) if scores is None and (folder / FAILURE).is_file() else None
     return Run(arm, seed, rows, scores, failure, folder.name, folder)
 
@@ -168,8 +159,7 @@ def read_run(folder: Path, arm: str, seed: int, config: Mapping[str, Any], data:
 def _check_run(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     path = folder / CONFIG
     found = read_json(path, _REDO)
-    parts = dict.fromkeys(("config", "data"), lambda part: isinstance(part, dict))
-    check_parts(path, found, parts, "the config.json of a run", _REDO)
+    check_parts(path, found, {"config": dict, "data": dict}, "the config.json of a run", _REDO)
     theirs = {"config": with_new_fields(found["config"]), "data": found["data"]}
     differing = differing_fields(theirs, {"config": with_new_fields(dict(config)), "data": dict(data)})
     if differing:
@@ -180,7 +170,7 @@ def _check_run(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any])
 def _read_failure(path: Path) -> str:
     remedy = "delete it and run the comparison again"
     failure = read_json(path, remedy)
-    check_parts(path, failure, {"error": lambda error: isinstance(error, str)}, "the failure of a run", remedy)
+    check_parts(path, failure, {"error": str}, "the failure of a run", remedy)
     return failure["error"]
 
 
@@ -200,15 +190,13 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 def _read_scores(path: Path, seed: int) -> dict[str, Any]:
     scores = read_json(path, _REDO)
-    parts: dict[str, Callable[[Any], bool]] = {
+    parts = {
         "seed": lambda value: value == seed,
         "selection": lambda value: value in SELECTIONS,
         "weights": lambda value: value in (None, "fast", "slow"),
-        "environment": lambda value: isinstance(value, dict | None),
-        "skipped_steps": lambda value: value is None or is_whole(value, LARGEST_EPOCH),
-        "earlier_backends": lambda value: (
-            value is None or (isinstance(value, list) and all(isinstance(backend, dict) for backend in value))
-        ),
+        "environment": dict | None,
+        "skipped_steps": optional(lambda value: is_whole(value, LARGEST_EPOCH)),
+        "earlier_backends": optional([dict]),
     }
     check_parts(path, scores, parts, f"the scores of a run with seed {seed}", _REDO)
     _check_numbers(str(path), scores, ("test_accuracy", "best_epoch"))
@@ -221,12 +209,10 @@ def _check_numbers(where: str, values: dict[str, Any], required: tuple[str, ...]
         value = values.get(key)
         if value is None and key not in required:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ResultsError(f"{where}: {key!r} is {short(value)}, not a finite number; {_REDO}")
         highest = 100 if key.endswith("accuracy") else LARGEST_LOSS if key.endswith("loss") else LARGEST_EPOCH
-        if not 0 <= value <= highest or (key.endswith("epoch") and type(value) is not int):
-            kind = "whole number" if key.endswith("epoch") else "number"
-            raise ResultsError(f"{where}: {key!r} is {value!r}, not a {kind} of 0 to {highest:g}; {_REDO}")
+        kind = "whole number" if key.endswith("epoch") else "number"
+        if not is_number(value, highest) or (key.endswith("epoch") and type(value) is not int):
+            raise ResultsError(f"{where}: {key!r} is {short(value)}, not a {kind} of 0 to {highest:g}; {_REDO}")
 
 
 # ---------------------------------------------------------------------------------------------------- comparisons

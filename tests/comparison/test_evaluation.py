@@ -122,7 +122,7 @@ def test_a_run_that_recorded_another_accuracy_is_refused(folder, tiny_data):
     scores = json.loads(path.read_text())
     n = scores["test_accuracy"]
     write_json(path, {**scores, "test_accuracy": n + 1})  # an image of 100: rounding
-    assert f"seed 1 {n:.2f} %, recorded {n + 1:.2f} %" in evaluate_runs(folder, tiny_data)
+    assert f", {n + 1:.2f} %." in evaluate_runs(folder, tiny_data), "what was recorded is noted"
     write_json(path, {**scores, "test_accuracy": n + 2})
     refused = rf"{path.parent.name}/checkpoints: recognises \d+ of 100 test images .* but the run recorded"
     with pytest.raises(ResultsError, match=refused):

@@ -46,18 +46,6 @@ def test_figure_draws_the_mean_and_the_range(tmp_path):
     assert "bands: least to most over the seeds" in caption(figure)
 
 
-def test_one_epoch_shows_points_and_bars_side_by_side(tmp_path):
-    fake_comparison(tmp_path, num_epochs=1, published={ADAM: {"best": 91.26, "run": "adam_512"}})
-    figure = figure_of(tmp_path)
-    loss, accuracy = figure.axes
-    assert list(loss.get_xticks()) == [0] and len(loss.collections) == 4  # a bar a curve
-    assert len({float(line.get_xdata()[0]) for line in loss.get_lines()}) == 2  # an offset an arm
-    assert "bars: least to most" in caption(figure)
-    (mark,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, published 91.26 %"]
-    assert accuracy.get_xlim() == (-0.5, 0.5), "though the published epoch is 49"
-    assert mark.get_transform().transform(mark.get_xydata())[0, 0] == accuracy.transAxes.transform((1, 0))[0]
-
-
 @pytest.mark.parametrize("num_arms", [2, 9])
 def test_legend_lies_within_the_figure_and_off_the_data(tmp_path, num_arms):
     arms = [f"SGD, learning rate {index}, and a name that is rather long" for index in range(num_arms)]
@@ -72,9 +60,8 @@ def test_legend_lies_within_the_figure_and_off_the_data(tmp_path, num_arms):
     assert caption(figure).endswith(f"\ntest scores and published figures: {AS_PUBLISHED}")
 
 
-@pytest.mark.parametrize("num_arms", [2, 6])
-def test_png_is_light_small_and_the_users_settings_stay(tmp_path, num_arms):
-    results = read_results(fake_comparison(tmp_path, arms=[f"arm {i}" for i in range(num_arms)], num_epochs=51))
+def test_png_is_light_small_and_the_users_settings_stay(tmp_path):
+    results = read_results(fake_comparison(tmp_path, arms=[f"arm {i}" for i in range(6)], num_epochs=51))
     with matplotlib.style.context("dark_background"):
         before = dict(matplotlib.rcParams)
         png = to_png(lambda: make_curves(results, "a $ in a name, and $x"))
@@ -96,37 +83,21 @@ def test_a_wild_first_epoch_does_not_flatten_the_losses(tmp_path):
     loss, accuracy = figure.axes
     assert loss.get_yscale() == "log" and loss.get_ylabel() == "loss (nats, logarithmic)"
     assert loss.get_ylim()[1] > 30.1 and accuracy.get_yscale() == "linear"
-    at = loss.transAxes.inverted().transform(loss.transData.transform([(0, 1.0), (0, 1.5)]))[:, 1]
-    assert at[1] - at[0] > 0.08, "a twelfth of the height, where a linear axis would leave a sixtieth"
     figure.draw_without_rendering()
     ticks = [label.get_text() for label in loss.get_yticklabels()]
     assert {"1", "2", "5", "10", "20"} <= set(ticks), ticks
 
 
-def test_arms_with_different_numbers_of_epochs_end_where_they_end(tmp_path):
-    results = read_results(fake_comparison(tmp_path, arms=("10", "30", "51"), num_epochs=51))
-    for arm, runs in results.runs.items():
-        for run in runs.values():
-            del run.rows[int(arm) :]
-    for axes in make_curves(results, "title").axes:
-        ends = {line.get_label(): line.get_xdata()[-1] for line in axes.get_lines() if "scored" not in line.get_label()}
-        assert ends == {f"{arm}, {kind}": int(arm) - 1 for arm in results.runs for kind in ("training", "validation")}
-
-
-@pytest.mark.parametrize(
-    ("entry", "epoch"), [({"run": "adam_512"}, 49), ({"best_epoch": 3}, 3), ({}, None), ({"run": "no such"}, None)]
-)
-def test_a_published_figure_is_the_arms_mark_at_its_epoch(tmp_path, entry, epoch):
-    """At the right edge of the axes where the epoch is not known."""
-    fake_comparison(tmp_path, published={ADAM: {"best": 91.26, **entry}})
+@pytest.mark.parametrize("num_epochs", [1, 6])
+def test_a_published_figure_is_the_arms_mark_at_the_edge(tmp_path, num_epochs):
+    fake_comparison(tmp_path, num_epochs=num_epochs, published={ADAM: {"best": 91.26}})
     accuracy = figure_of(tmp_path).axes[1]
     (mark,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, published 91.26 %"]
     (curve,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, validation"]
-    assert list(mark.get_ydata()) == [91.26] and mark.get_marker() == curve.get_marker()
+    assert list(curve.get_xdata()) == list(range(num_epochs)) and mark.get_marker() == curve.get_marker()
     ((x, y),) = mark.get_transform().transform(mark.get_xydata())
-    edge = accuracy.transAxes.transform((1, 0))[0]
-    expected = edge if epoch is None else accuracy.transData.transform((epoch, 0))[0]
-    assert x == pytest.approx(expected) and y == pytest.approx(accuracy.transData.transform((0, 91.26))[1])
+    assert x == pytest.approx(accuracy.transAxes.transform((1, 0))[0])
+    assert y == pytest.approx(accuracy.transData.transform((0, 91.26))[1])
 
 
 def test_a_comparison_that_has_only_begun(tmp_path):

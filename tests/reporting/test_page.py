@@ -13,7 +13,7 @@ from support.fake_results import fake_comparison
 
 import jaxresnet.reporting
 from jaxresnet.reporting.comparison import describe_comparison
-from jaxresnet.reporting.page import LARGEST, Section, make_page, make_tree_page, markdown_to_html
+from jaxresnet.reporting.page import Section, make_page, make_tree_page, markdown_to_html
 from jaxresnet.reporting.report import render
 from jaxresnet.reporting.reproduction import Drawn
 from jaxresnet.results.findings import findings
@@ -62,7 +62,6 @@ def test_a_comparison_has_everything_in_one_file(tmp_path):
         report.verdict,
         "best epoch on the validation set",
         "Evaluated weights: Adam + Lookahead slow, Adam fast.",
-        "Data: name cifar10, num_test 10000.",
         "python experiments/x.py",
     ):
         assert expected in shown
@@ -81,7 +80,7 @@ def test_settings_in_which_the_arms_differ_are_open(tmp_path):
     text = make_page(Section(tmp_path, "title", results, describe_comparison(results, findings(results)), b""))
     first, second, _ = re.findall(r"<details.*?</details>", text, re.DOTALL)
     assert first.startswith("<details open><summary>Settings in which the arms differ") and "batch_size" not in first
-    assert re.search(r'optim\.b1</td><td class="short">0\.9</td><td class="short">0\.95<', first)
+    assert re.search(r"optim\.b1</td><td>0\.9</td><td>0\.95<", first)
     assert second.startswith("<details><summary>All settings") and "batch_size" in second
 
 
@@ -106,17 +105,15 @@ def test_extras_are_texts_and_pictures_that_are_not_the_reports_own(tmp_path):
     (tmp_path / "summary.md").write_text("# Mine")
     (tmp_path / "evaluation.md").write_bytes(b"# Per class\n\ncaf\xe9\n")  # not UTF-8
     (tmp_path / "notes.txt").write_text("no")
-    (tmp_path / "huge.png").write_bytes(bytes(LARGEST + 1))
     (tmp_path / "measurement.json").write_text("{}")
     text = make_page(Section(tmp_path, "measurement"))
     assert "<h3>Per class</h3>" in text and "Mine" not in text and text.count("<img") == 1
     assert text.index("confusion.png") < text.index("Per class")  # in the order of their names
-    assert "huge.png is left out, as it is larger than 4 MB." in text
     source = re.search(r"base64,([^\"]+)", text)[1]
     assert base64.b64decode(source) == (tmp_path / "confusion.png").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["adam", "k=5, β=0.5", 'a "b" <c>', "100 %", "a#b"])
+@pytest.mark.parametrize("name", ["k=5, β=0.5", 'a "b" <c>', "100 %", "a#b"])
 def test_the_table_of_contents_leads_to_the_sections(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
@@ -137,40 +134,21 @@ def test_the_template_is_part_of_the_package():
 
 TEXT = """# Title
 
-Some **bold** text
-with `a < b` & <script>alert(1)</script>.
-## Numbers
+Some **bold** text with `a < b` & <script>alert(1)</script>.
 | arm | n \\| m |
 |---|---:|
 | **A** | 1 |
-| only one |
 
 ![figure](figure.png)
 
-- first
-  goes on
-- second, see [the page](http://example.org)
-
-```
-x < y   # kept
-```
+- see [the page](http://example.org)
 """
 
 
-def test_every_element_of_markdown():
+def test_markdown_is_shown_and_loads_nothing():
     html = markdown_to_html(TEXT)
-    assert "<h3>Title</h3>" in html and "<h4>Numbers</h4>" in html
-    assert "<p>Some <strong>bold</strong> text\nwith <code>a &lt; b</code> &amp; &lt;script&gt;alert(1)" in html
-    assert "<th>arm</th>" in html and "n | m</th>" in html
-    assert '<td class="short"><strong>A</strong></td>' in html
-    assert '<td class="short">only one</td>' in html
+    assert "<h3>Title</h3>" in html and "<strong>bold</strong>" in html
+    assert "with <code>a &lt; b</code> &amp; &lt;script&gt;alert(1)" in html
     assert '<div class="wide"><table>' in html and "</table></div>" in html
-    assert "<li>first\ngoes on</li>" in html and "<li>second, see the page</li>" in html
-    assert "x &lt; y   # kept" in html and "<pre>" in html
+    assert "n | m</th>" in html and "<td><strong>A</strong></td>" in html and "<li>see the page</li>" in html
     assert "figure.png" not in html and "http" not in html and "<script" not in html
-
-
-@pytest.mark.parametrize("odd", ["|", "| a |\nno rule", "``` \nnever closed", "####### seven"])
-def test_text_that_only_looks_like_markdown_is_shown_and_obeys_nothing(odd):
-    html = markdown_to_html(odd + '\n\n<img src="http://x/y.png">\n\n[a](javascript:alert(1))')
-    assert "<table>" not in html and "<img" not in html and "href" not in html

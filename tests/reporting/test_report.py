@@ -6,13 +6,18 @@ import subprocess
 import sys
 
 import pytest
-from support.fake_results import ADAM, LOOKAHEAD, change_rows, fake_comparison, fake_measurement, fake_reproduction
+from support.fake_results import (
+    ADAM,
+    change_rows,
+    fake_comparison,
+    fake_evaluation,
+    fake_measurement,
+    fake_reproduction,
+)
 from test_page import read
-from test_reporting_evaluation import EVALUATION
 
 from jaxresnet.__main__ import main
 from jaxresnet.errors import ResultsError
-from jaxresnet.files import write_json
 from jaxresnet.reporting.comparison import describe_comparison, make_summary
 from jaxresnet.reporting.report import render, render_tree
 from jaxresnet.reporting.reproduction import NOT_REPRODUCED
@@ -39,18 +44,6 @@ def test_everything_of_a_comparison_is_written_and_again_the_same(tmp_path):
     assert render(tmp_path) == report and [path.read_bytes() for path in paths] == before
 
 
-def test_the_table_fits_a_terminal_and_what_is_missing_is_said(tmp_path):
-    fake_comparison(tmp_path, not_begun=[(ADAM, 2)], published={ADAM: {"best": 90.78, "last": 90.78, "source": "x"}})
-    for arm in (ADAM, LOOKAHEAD):
-        for seed in range(2):
-            change_rows(tmp_path, arm, seed, lambda row: row.update(test_accuracy=60.0))
-    report = render(tmp_path)
-    assert not report.complete and "Incomplete: some runs have not finished." in read(report.html).shown
-    table = report.table.split("\n\n")[1]
-    assert max(map(len, table.splitlines())) <= 120 and "too wide" not in table
-    assert "per seed (%)" in table and "90.78 / 90.78" in table
-
-
 def damaged(folder):
     change_rows(fake_comparison(folder), ADAM, 1, lambda row: row.update(train_loss="high"))
     return folder
@@ -59,7 +52,7 @@ def damaged(folder):
 def test_a_damaged_folder_is_refused_and_its_summary_left_alone(tmp_path):
     report = render(fake_comparison(tmp_path / "x"))
     before = report.summary_json.read_bytes()
-    with pytest.raises(ResultsError, match="'train_loss' is 'high', not a finite number"):
+    with pytest.raises(ResultsError, match="'train_loss' is 'high', not a number"):
         render(damaged(tmp_path / "x"))
     assert report.summary_json.read_bytes() == before
 
@@ -96,8 +89,7 @@ def test_a_tree_of_comparisons_makes_one_page(tmp_path):
         "batch_size-published",
         "demo",
     ]
-    for name, report in tree.reports.items():  # each as `render` leaves it
-        assert report == render(tmp_path / name) and report.html.is_file()
+    assert all(report.html.is_file() for report in tree.reports.values())
     page = read(tree.html)
     names = ["batch_size", "batch_size-published", "demo", "models"]
     assert page.ids == [f"s-{name}" for name in names] and page.links == [f"#s-{name}" for name in names]
@@ -106,11 +98,9 @@ def test_a_tree_of_comparisons_makes_one_page(tmp_path):
     assert "4,903,242" in shown and '"params": 4903242' in shown
     assert (tmp_path / "models" / "model_parameters.png").is_file()  # drawn from measurement.json, which was alone
     assert "inside (85.75 to 96.75)" in shown  # 91.25 ± 12.7062 * 0.353553 * sqrt(3 / 2)
-    assert "91.25 ± 0.35 (2)" in tree.table and "what it trains, epochs" in tree.table.splitlines()[-1]
+    assert "91.25 ± 0.35 /" in tree.table and max(map(len, tree.table.splitlines())) <= 120
     assert len(page.loads) == 5  # the reproduction, three comparisons, the measurement's picture
     assert not (tmp_path / "damaged" / "report.html").exists() and set(tree.skipped) == {"damaged", "photos"}
-    before = {path: path.read_bytes() for path in tmp_path.glob("re*")}
-    assert render_tree(tmp_path) == tree and {path: path.read_bytes() for path in before} == before and len(before) == 4
     for name in ("batch_size", "batch_size-published"):
         shutil.rmtree(tmp_path / name)
     tree = render_tree(tmp_path)
@@ -118,14 +108,16 @@ def test_a_tree_of_comparisons_makes_one_page(tmp_path):
 
 
 def test_an_evaluation_is_drawn_with_its_comparison_and_named_where_it_is_damaged(tmp_path):
-    path = evaluation_path(results_tree(tmp_path) / "demo")
-    write_json(path, EVALUATION)
+    fake_comparison(tmp_path / "demo", not_begun=[(ADAM, 2)])
+    fake_comparison(tmp_path / "other")
+    path = evaluation_path(fake_evaluation(tmp_path / "demo"))
     tree = render_tree(tmp_path)
     page = read(tree.reports["demo"].html)
     assert "Confusion matrix" in page.shown and "confusion.png" in page.shown and len(page.loads) == 2
+    assert "Incomplete: some runs have not finished." in page.shown and not tree.reports["demo"].complete
     path.write_text('{"title": "x"')
     tree = render_tree(tmp_path)
-    assert set(tree.skipped) == {"damaged", "photos", "demo"} and "demo" not in tree.reports
+    assert set(tree.skipped) == {"demo"} and list(tree.reports) == ["other"]
     assert "evaluation.json, line 1: cut off" in " ".join(read(tree.html).shown)
     with pytest.raises(ResultsError, match=r"evaluation\.json, line 1: cut off"):
         render(tmp_path / "demo")
@@ -150,16 +142,15 @@ def run_main(monkeypatch, capsys, *arguments):
     return status, captured.out, captured.err
 
 
-def test_the_command_takes_a_comparison_or_a_folder_of_them(tmp_path, monkeypatch, capsys):
-    status, out, err = run_main(monkeypatch, capsys, "report", results_tree(tmp_path))
-    assert (status, err) == (0, "")
-    assert "Adam + Lookahead is better than Adam by" in out and "91.25 ± 0.35 (2)" in out
-    assert f"page    {tmp_path / 'report.html'}" in out and "skipped photos: is empty" in out
+def test_the_command_takes_a_comparison_or_a_measurement_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):
+    fake_comparison(tmp_path / "demo", synthetic=True)
+    fake_measurement(tmp_path / "models")
+    damaged(tmp_path / "damaged")
     status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "demo")
     assert (status, err) == (0, "") and out.startswith("adam_lookahead: intended protocol, synthetic data")
     assert out.endswith(f"page    {tmp_path / 'demo' / 'report.html'}\n")
     status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "models")
     assert (status, err) == (0, "") and out.endswith(f"page     {tmp_path / 'models' / 'report.html'}\n")
-    for folder in (tmp_path / "damaged", tmp_path / "photos", tmp_path / "nowhere"):
+    for folder in (tmp_path / "damaged", tmp_path / "nowhere"):
         status, out, err = run_main(monkeypatch, capsys, "report", folder)
         assert (status, out) == (2, "") and err.startswith(f"error: {tmp_path}") and "Traceback" not in err

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from support.fake_results import fake_comparison, fake_reproduction
+from support.fake_results import fake_reproduction
 
 from jaxresnet.files import write_text
 from jaxresnet.recipes import published
 from jaxresnet.reporting.reproduction import (
+    LIMIT,
     NOT_REPRODUCED,
     draw_reproduction,
     make_notes,
@@ -48,20 +49,17 @@ def test_the_table_has_a_row_a_published_run(tmp_path):
     assert [row[0] for row in rows] == list(published)
     assert dict(zip(header, rows[list(published).index("adam_512")], strict=True)) == {
         "published run": "adam_512",
-        "what it trains": "Adam + Lookahead, cosine, lr 0.01, batch 512",
-        "epochs": "51",
-        "published best / last (one seed)": "91.26 / 91.00",
-        f"ours as published: {AS_PUBLISHED} (n)": "92.00 ± 1.00 (3)",
-        "ours as published: last epoch (n)": "91.80 ± 1.00 (3)",
-        "ours as intended: best epoch on the validation set (n)": "93.00 ± 0.71 (2)",
-        "ours as intended: last epoch (n)": "92.50 ± 0.71 (2)",
-        f"ours as intended: {AS_PUBLISHED} (n)": "93.50 ± 0.71 (2)",
+        "what it trains": "Adam + Lookahead, cosine, lr 0.01, batch 512, 51 epochs",
+        "published best / last": "91.26 / 91.00",
+        f"ours as published: {AS_PUBLISHED} / last (n)": "92.00 ± 1.00 / 91.80 ± 1.00 (3)",
+        "ours as intended: best epoch on the validation set / last / best on test (n)": (
+            "93.00 ± 0.71 / 92.50 ± 0.71 / 93.50 ± 0.71 (2)"
+        ),
         "published best inside our spread?": "inside (87.03 to 96.97)",
     }
-    assert rows[list(published).index("sgd_128")][4:] == [*[""] * 5, "not run yet"]
+    assert rows[list(published).index("sgd_128")][3:] == ["", "", "not run yet"]
     notes = make_notes(found)
-    assert "Counted: 5 finished runs on CIFAR-10." in notes and "Made on: one GPU, float32 (5 runs)." in notes
-    assert any("the run adam has 30 epochs" in note for note in notes)
+    assert "Counted: 5 finished runs on CIFAR-10, made on one GPU, float32." in notes
     # 1 - 0.95**11 = 0.4312
     assert any("each of the 11 rows is outside with probability 5 %, and at least one row" in note for note in notes)
     assert any("with probability 0.43." in note for note in notes)
@@ -81,21 +79,12 @@ def test_a_verdict_says_inside_or_outside_or_why_not(values, verdict):
     assert make_verdict(Row("adam_512", published["adam_512"], as_published=scores)) == verdict
 
 
-def test_what_did_not_count_is_noted(tmp_path):
-    for name in ("a", "b"):
-        fake_reproduction(tmp_path / name, {"adam_512": THREE})
-    fake_comparison(tmp_path / "demo", synthetic=True)
-    notes = " ".join(make_notes(found_in(tmp_path)))
-    assert "Not counted again: 3 runs with the seed of a counted one" in notes
-    assert "Not counted: 6 finished runs that repeat no published run" in notes
-
-
 def test_files_lie_in_the_root_until_nothing_is_reproduced(tmp_path, found):
     drawn = draw_reproduction(tmp_path, found)
     saved = json.loads((tmp_path / "reproduction.json").read_text())
     assert len(saved["runs"]) == 11 and saved["notes"] == drawn.notes
     text = (tmp_path / "reproduction.md").read_text()
-    assert f"ours as published: {AS_PUBLISHED} (n)" in text and "91.25 ± 0.35 (2)" in text
+    assert f"ours as published: {AS_PUBLISHED} / last (n)" in text and "91.25 ± 0.35 / 91.00 ± 0.00 (2)" in text
     assert (tmp_path / "reproduction.png").read_bytes() == drawn.figure and len(drawn.figure) < 300_000
     write_text(tmp_path / "mine.md", "kept")
     drawn = draw_reproduction(tmp_path, reproduce({}))
@@ -115,49 +104,31 @@ def test_rows_and_marks(found):
     y = dict(zip(reversed(published), axes.get_yticks(), strict=True))
 
     def points(label):
-        lines = [line for line in axes.get_lines() if line.get_label() == label]
+        lines = [line for line in axes.get_lines() if line.get_label().startswith(label)]
         return [(x, y) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
 
     assert sorted(points("published best")) == sorted((0, tick) for tick in y.values())
     last = {tick: x for x, tick in points("published last")}
     assert last[y["sgd_128"]] == pytest.approx(88.04 - 88.13)
-    means = {round(tick): x for x, tick in points("mean") if tick > round(tick)}  # as published, above the middle
+    means = {round(tick): x for x, tick in points("ours as published")}
     assert means == pytest.approx({y["adam_512"]: 91.25 - 91.26, y["adam_256_lr_6"]: 1.0})
-    seeds = [x for x, tick in points("seeds") if round(tick) == y["adam_512"]]
-    assert sorted(seeds) == pytest.approx([91.0 - 91.26, 91.5 - 91.26, 1.0])
-    spread = [patch for patch in axes.patches if patch.get_width() > 0]
-    low, high = next(row for row in found.rows if row.name == "adam_512").spread
-    assert [(bar.get_x(), bar.get_width()) for bar in spread] == [pytest.approx((low - 91.26, high - low))]
-    # A run that failed does not flatten the others: the spread of two runs half a point apart is 11 points wide.
-    left, right = axes.get_xlim()
-    assert -8 < left < -5 and 5 < right < 8
-    assert [text.get_text() for text in axes.texts] == ["off the scale: -81.3"]
+    # A run that failed does not flatten the others: it lies at the edge, and so do the ends of a wide spread.
+    seeds = [x for x, tick in points("_seeds") if round(tick) == y["adam_512"]]
+    assert sorted(seeds) == pytest.approx([-LIMIT, 91.0 - 91.26, 91.5 - 91.26, 1.0])
+    assert points("ours as intended") == [(-LIMIT, pytest.approx(y["adam_512"], abs=0.3))]
+    assert axes.get_xlim() == (-LIMIT, LIMIT)
+    (bar,) = [patch for patch in axes.patches if patch.get_width() > 0]
+    assert (bar.get_x(), bar.get_width()) == (-LIMIT, 2 * LIMIT)
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert len(labels) == 5 and "ours as intended, epoch chosen on validation" in labels
     # Readable in grey: the protocols differ in their marks.
-    assert len({handle.get_marker() for handle in legend.legend_handles[:4]}) == 4
+    assert len({handle.get_marker() for handle in legend.legend_handles if hasattr(handle, "get_marker")}) == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "scores", "cut"),
-    [
-        ("adam_512", [90.0, 91.0, 92.0], ""),
-        ("sgd_128", [90.0, 92.0], "<>"),
-        ("sgd_128", [80.0, 81.0, 82.0], "<"),
-        ("sgd_128", [93.0, 95.0, 97.0], ">"),
-    ],
-)
-def test_a_spread_is_shown_to_its_ends_or_cut_with_an_arrow(tmp_path, name, scores, cut):
-    fake_reproduction(tmp_path, {name: dict(enumerate((score, score) for score in scores))})
+def test_a_spread_is_shown_to_its_ends(tmp_path):
+    fake_reproduction(tmp_path, {"adam_512": {seed: (score, score) for seed, score in enumerate((91.0, 91.5, 91.2))}})
     found = found_in(tmp_path)
-    (axes,) = make_offsets(found).axes
-    (bar,) = (patch for patch in axes.patches if patch.get_width() > 0)
-    low, high = bar.get_x(), bar.get_x() + bar.get_width()
+    (bar,) = (patch for patch in make_offsets(found).axes[0].patches if patch.get_width() > 0)
     (spread,) = (row.spread for row in found.rows if row.spread)
-    assert (low + published[name].best, high + published[name].best) == pytest.approx(spread)
-    left, right = axes.get_xlim()
-    arrows = [line for line in axes.get_lines() if line.get_label() == "spread goes on"]
-    markers = {float(line.get_xdata()[0]): line.get_marker() for line in arrows}
-    assert markers == {edge: marker for edge, marker in ((left, "<"), (right, ">")) if marker in cut}
-    assert (low < left) == ("<" in cut) and (high > right) == (">" in cut) and right - left < 17
+    assert (91.26 + bar.get_x(), 91.26 + bar.get_x() + bar.get_width()) == pytest.approx(spread)

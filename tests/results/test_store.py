@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import fields, make_dataclass, replace
 
 import pytest
@@ -11,7 +9,7 @@ from support.fake_results import ADAM, LOOKAHEAD, fake_comparison, rows_path, ru
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import ResultsError
-from jaxresnet.files import write_json, write_rows
+from jaxresnet.files import write_json
 from jaxresnet.results import store
 from jaxresnet.results.schemas import comparison_path
 from jaxresnet.results.store import CONFIG, FAILURE, begin_run, is_finished, read_results, read_run, run_id
@@ -106,26 +104,10 @@ def test_a_comparison_is_read_with_its_runs_in_order(folder, monkeypatch):
     assert read_results(".").runs == read.runs
 
 
-def test_reading_results_imports_no_jax(folder):
-    """The modules by themselves: what the package imports when it is imported is tested elsewhere."""
-    program = (
-        "import sys, types, pathlib; import importlib.machinery\n"
-        f"package = types.ModuleType('jaxresnet'); package.__path__ = [{str(store.__file__)!r}.rsplit('/', 2)[0]]\n"
-        "sys.modules['jaxresnet'] = package\n"
-        "from jaxresnet.results.tree import read_tree\n"
-        f"assert list(read_tree({str(folder.parent)!r}).comparisons) == ['adam_lookahead']\n"
-        "assert not {'jax', 'flax', 'orbax'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_folders_that_are_no_comparison(tmp_path):
     with pytest.raises(ResultsError, match="nowhere: no such folder; give the folder of a comparison"):
         read_results(tmp_path / "nowhere")
-    with pytest.raises(ResultsError, match="is empty, so it is not the folder of a comparison"):
-        read_results(tmp_path)
-    (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ResultsError, match=r"holds no comparison\.json"):
+    with pytest.raises(ResultsError, match=r"holds no comparison\.json, so it is not the folder of a comparison"):
         read_results(tmp_path)
     for foreign in ("[]", "{}", '{"model_type": "bert"}'):
         comparison_path(tmp_path).write_text(foreign)
@@ -138,15 +120,11 @@ def test_folders_that_are_no_comparison(tmp_path):
     [
         ("seeds", []),
         ("seeds", [0, 0]),
-        ("seeds", [True]),
         ("arms", {}),
-        ("arms", {"Adam": 1}),
         ("arms", {"Adam": {"model": "bert"}}),
-        ("dataset", {"name": "cifar10"}),
         ("dataset", {"name": "cifar10", "synthetic": "no"}),
         ("environment", None),
         ("published", {"Adam": 90.78}),
-        ("runs", {}),
         ("runs", {LOOKAHEAD: {"0": "0123456789ab"}, ADAM: {"0": "0123456789ab"}}),
         ("runs", {arm: {"0": "../../../etc", "1": "0123456789ab"} for arm in (LOOKAHEAD, ADAM)}),
     ],
@@ -166,7 +144,6 @@ def test_malformed_entries_of_a_comparison_are_named(folder, key, value):
     ("row", "message"),
     [
         ("[1, 2]", "not a row"),
-        ('{"epoch": "3", "train_loss": 1.0, "train_accuracy": 50.0}', "not a row"),
         ('{"epoch": 1, "train_loss": 1.0, "train_accuracy": 50.0}', "epoch 1 after 2"),
         ('{"epoch": 3, "train_loss": NaN, "train_accuracy": 50.0}', "'train_loss' is nan, not a finite number"),
         ('{"epoch": 3, "train_loss": 1.0}', "'train_accuracy' is None"),
@@ -183,22 +160,13 @@ def test_malformed_rows_are_named(folder, row, message):
         read_results(folder)
 
 
-def test_a_finished_run_cut_between_two_rows(folder):
-    path = rows_path(folder, LOOKAHEAD, 0)
-    write_rows(path, [json.loads(line) for line in path.read_text().splitlines()][:2])
-    with pytest.raises(ResultsError, match=r"history\.jsonl, line 2: ends with epoch 1, but scores\.json goes on to 2"):
-        read_results(folder)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seed": 5}, "'seed' is missing or malformed, so this is not the scores of a run with seed 0"),
         ({"selection": "luck"}, "'selection' is missing or malformed"),
-        ({"environment": "GPU"}, "'environment' is missing or malformed"),
-        ({"earlier_backends": [1]}, "'earlier_backends' is missing or malformed"),
         ({"skipped_steps": -1}, "'skipped_steps' is missing or malformed"),
-        ({"test_accuracy": None}, "'test_accuracy' is None, not a finite number"),
+        ({"test_accuracy": None}, "'test_accuracy' is None, not a number of 0 to 100"),
         ({"best_epoch": True}, "'best_epoch' is True"),
         ({"test_loss": -1}, "'test_loss' is -1, not a number of 0 to"),
     ],
@@ -228,24 +196,15 @@ def test_other_damage_to_a_run_is_named(folder, name, damage, message):
 
 
 def test_files_of_another_run_copied_over_are_noticed(folder):
-    """The seed in its scores, and the config beside it, say which run it is."""
-    ours, other = run_folder(folder, LOOKAHEAD, 0), run_folder(folder, LOOKAHEAD, 1)
-    shutil.copy(other / "scores.json", ours / "scores.json")
-    with pytest.raises(ResultsError, match="not the scores of a run with seed 0"):
-        read_results(folder)
-    shutil.copytree(other, ours, dirs_exist_ok=True)
+    shutil.copytree(run_folder(folder, LOOKAHEAD, 1), run_folder(folder, LOOKAHEAD, 0), dirs_exist_ok=True)
     with pytest.raises(ResultsError, match=r"config\.json: is another run than is asked for \(config\.seed: 1 -> 0\)"):
         read_results(folder)
 
 
-@pytest.mark.parametrize("text", ["{", '{"arm": "Adam"}', "[]"])
-def test_a_damaged_note_of_a_failure_is_named(folder, text):
-    (run_folder(folder, ADAM, 1) / FAILURE).write_text(text)
-    with pytest.raises(ResultsError, match=r"failed\.json.*delete it and run the comparison again"):
-        read_results(folder)
-
-
-def test_a_failure_counts_until_the_run_is_finished(folder):
+def test_a_failure_counts_until_the_run_is_finished_and_a_damaged_one_is_named(folder):
     for arm in (ADAM, LOOKAHEAD):
         write_json(run_folder(folder, arm, 1) / FAILURE, {"error": "no memory"})
     assert read_results(folder).failures == {(ADAM, 1): "no memory"}
+    write_json(run_folder(folder, ADAM, 1) / FAILURE, {"arm": "Adam"})
+    with pytest.raises(ResultsError, match=r"failed\.json.*'error' is missing.*delete it and run the comparison again"):
+        read_results(folder)

@@ -169,20 +169,32 @@ def fake_reproduction(folder, arms, protocol="published", dataset=CIFAR10, chang
 
 
 def fake_evaluation(folder, **other):
-    """Write an evaluation.json of two classes and one seed."""
-    classes = [{"n": 2, "correct": correct, "accuracy": 50.0 * correct, "low": 9.5, "high": 90.5} for correct in (1, 2)]
-    accuracy = {"test_accuracy": 75.0, "classes": classes}
+    """Write an evaluation.json of three classes, the last without images, and two seeds, which recorded 90 and 94 %."""
+
+    def scored(recorded, *accuracies):
+        classes = [{"n": 100, "accuracy": accuracy, "low": 70.0, "high": 96.3} for accuracy in accuracies]
+        none = {"n": 0, "accuracy": None, "low": None, "high": None}
+        return {
+            "test_accuracy": sum(accuracies) / 2,
+            "recorded_test_accuracy": recorded,
+            "classes": [*classes, none],
+        }
+
+    mistakes = [
+        {"image": 3, "true": 0, "predicted": 1, "probability": 0.999},
+        {"image": 1, "true": 0, "predicted": 2, "probability": 0.75},
+    ]
     evaluation = {
         "title": "final_model: intended protocol, synthetic data, not CIFAR-10",
         "selection": "best epoch on the validation set",
-        "class_names": ["cat", "dog"],
-        "num_test": 4,
-        "seeds": [0],
-        "seeds_without_checkpoint": [],
-        "runs": {"0": {**accuracy, "recorded_test_accuracy": 75.0}},
-        "mean_over_seeds": {**accuracy, "interval_95": [30.1, 95.4]},
-        "confusion_summed_over_seeds": [[1, 1], [0, 2]],
-        "mistakes": {"seed": 0, "worst_first": [{"image": 3, "true": 0, "predicted": 1, "probability": 0.9}]},
+        "class_names": ["cat", "dog", "frog"],
+        "num_test": 200,
+        "seeds": [0, 4],
+        "seeds_without_checkpoint": [7],
+        "runs": {"0": scored(90.0, 80.0, 100.0), "4": scored(94.0, 90.0, 100.0)},
+        "mean_over_seeds": {**scored(None, 85.0, 100.0), "interval_95": [88.0, 95.5]},
+        "confusion_summed_over_seeds": [[170, 29, 1], [0, 200, 0], [0, 0, 0]],
+        "mistakes": {"seed": 0, "worst_first": mistakes},
         "environment": ENVIRONMENT,
         **other,
     }
@@ -205,4 +217,4 @@ def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
         (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
         on_epoch(list(rows))
     last = {"best_epoch": num_epochs - 1, "last_epoch": num_epochs - 1, "test_accuracy": accuracy}
-    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None)
+    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None, None)
