@@ -61,7 +61,9 @@ def test_nothing_but_vectors_and_numbers_is_left(state):
 def test_output_channels_are_the_slowest_axis():
     """As cuDNN has them, so that a kernel is a piece of the vector as it lies there."""
     kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
-    state = create_train_state(build_model(MODEL), make_step_optimizer(RUN.optim, hypers_of(RUN.optim)), 0)
+    state = create_train_state(
+        build_model(MODEL), make_step_optimizer(OptimConfig(lookahead=False), hypers_of(RUN.optim)), 0
+    )
     layout = vectors(state._replace(params={"kernel": kernel}))
     np.testing.assert_array_equal(layout.pack({"kernel": kernel})[:18], kernel[..., 0].ravel())
 
