@@ -152,6 +152,8 @@ def read_run(folder: Path, arm: str, seed: int, config: Mapping[str, Any], data:
     # Scores are read first, as they are written last: another process may be finishing this run just now.
     scores = _read_scores(folder / SCORES, seed) if (folder / SCORES).is_file() else None
     rows = _read_history(folder / HISTORY) if (folder / HISTORY).is_file() else []
+    if scores is not None and rows and rows[-1]["epoch"] < (scores.get("last_epoch") or 0):
+        raise ResultsError(f"{folder / HISTORY}: is cut off: epoch {scores['last_epoch']} is missing; {_REDO}")
     failure = _read_failure(folder / FAILURE) if scores is None and (folder / FAILURE).is_file() else None
     return Run(arm, seed, rows, scores, failure, folder.name, folder)
 

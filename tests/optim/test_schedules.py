@@ -115,7 +115,9 @@ def test_onecycle_is_pytorchs(length, warmup, optimizer):
 def test_no_warmup_and_nothing_else(name):
     config = OptimConfig(schedule=name, learning_rate=1.0)
     assert rates(replace(config, warmup_fraction=0), 0) == 1
-    np.testing.assert_allclose(rates(replace(config, warmup_fraction=1), range(100)), np.arange(100) / 100, rtol=1e-6)
+    rises = replace(config, warmup_fraction=1)
+    np.testing.assert_allclose(rates(rises, range(100)), np.arange(100) / 100, rtol=1e-6)
+    np.testing.assert_array_equal(rates(rises, [100, 101]), name != "triangular")  # the last value stays
 
 
 def test_published_cosine():

@@ -99,7 +99,7 @@ def _warn_of_bfloat16() -> None:
     warnings.warn(
         "precision=bfloat16 on a CPU not known to multiply it (by AVX512-BF16 or AMX): convolutions are computed in "
         "float32. JAXRESNET_CPU_BFLOAT16=1 computes them in bfloat16",
-        stacklevel=3,
+        stacklevel=2,
     )
 
 
