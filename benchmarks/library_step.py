@@ -12,6 +12,7 @@ from jaxresnet.hardware import resolved
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import engine
 from jaxresnet.training.checkpoint import Record, Saved, save
+from jaxresnet.training.devices import replicate
 from jaxresnet.training.engine import IMAGES_PER_DISPATCH, make_engine
 
 IMAGES_PER_EPOCH = 50_000
@@ -43,7 +44,7 @@ class LibraryStep:
         self._dispatches = list(itertools.takewhile(lambda d: d[0] < steps, engine.dispatches(self._engine, 0)))
         if (ran := sum(count for _, count, _ in self._dispatches)) != steps:
             raise ValueError(f"{steps} steps are no whole dispatches: {ran} would be")
-        self._images, self._labels = engine.replicate(tuple(data), devices)
+        self._images, self._labels = replicate(tuple(data), devices)
         self._batches = engine.place_batches(jr.Split(*(a[:1000] for a in data)), 500, devices)
         start = time.perf_counter()
         for _, count, size in self._dispatches:
@@ -51,7 +52,7 @@ class LibraryStep:
         self.compile_seconds = time.perf_counter() - start
         self._state = engine.init_state(self._engine, 0)
         epoch = epoch_hypers(config.optim, -(-data.num_examples // config.batch_size), 1, 0)
-        self._hypers = engine.replicate(epoch, devices)
+        self._hypers = replicate(epoch, devices)
 
     def run(self) -> None:
         """Train, and wait for the end."""

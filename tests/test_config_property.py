@@ -22,7 +22,8 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.nn.resnet import count_params
 from jaxresnet.optim.schedules import epoch_hypers, make_momentum_schedule, make_schedule
 from jaxresnet.training import engine
-from jaxresnet.training.engine import make_engine, replicate
+from jaxresnet.training.devices import replicate
+from jaxresnet.training.engine import make_engine
 
 FACTOR = int(os.environ.get("CONFIG_EXAMPLES", 1))
 

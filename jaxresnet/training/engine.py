@@ -1,9 +1,4 @@
-"""The steps over several devices: `jax.pmap` with a state that keeps its logical shapes.
-
-The state goes in whole (in_axes=None) and comes out whole (out_axes=None), not stacked along a leading axis of
-devices, so a checkpoint does not know how many devices wrote it. That is right only because gradients, metrics and
-batch statistics are all averaged over the axis: `out_axes=None` would silently return device 0's.
-"""
+"""The programs of a run: what they are compiled for, what they are given, and in what dispatches they are used."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.data.augment import IMAGE_SIZE, EpochPlan, epoch_plan
@@ -25,13 +19,12 @@ from jaxresnet.nn.resnet import build_model
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import Hypers, epoch_hypers, hypers_of
-from jaxresnet.training.compilation import compile_lowered
+from jaxresnet.training.devices import Devices, map_and_compile, replicate
 from jaxresnet.training.metrics import Sums, TrainTotals, zero_totals
 from jaxresnet.training.packing import AS_IT_IS, vectors
 from jaxresnet.training.state import TrainState, Weights, create_train_state, weights_of
 from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train_steps
 
-Devices = tuple[jax.Device, ...]
 Batch = tuple[Array, Array]  # images and labels, on every device
 
 # Where several steps share a dispatch on a CPU. Enough that the memory which a dispatch asks the system for anew hardly
@@ -102,35 +95,6 @@ def _without_numbers(config: TrainConfig) -> TrainConfig:
 
 
 # ------------------------------------------------------------------------------------------- arrays on the devices
-
-
-def replicate(tree: Any, devices: Devices) -> Any:
-    """Copies of a tree of arrays on every device, as the compiled programs take and return them.
-
-    With devices of several processes each puts its own copy on its own devices; the copies must be the same.
-    """
-    sharding = _replicated(devices)
-    local = sorted(sharding.addressable_devices, key=devices.index)
-    if len(local) == len(devices):
-        return jax.device_put(tree, sharding)
-    # `device_put` would compare what all processes have, with a collective each time.
-    copies = [jax.device_put(tree, device) for device in local]
-    return jax.tree.map(
-        lambda *shards: jax.make_array_from_single_device_arrays(shards[0].shape, sharding, shards), *copies
-    )
-
-
-@cache
-def _replicated(devices: Devices) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
-
-
-@cache
-def _ranks(devices: Devices) -> Array:
-    """0, 1, 2 ... as an int32 array of which each device holds its own element."""
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-    ranks = np.arange(len(devices), dtype=np.int32)
-    return jax.make_array_from_callback(ranks.shape, sharding, lambda index: ranks[index])
 
 
 def place_batches(split: Split, batch_size: int, devices: Devices) -> list[Batch]:
@@ -230,26 +194,6 @@ def _eval_program(model: ModelConfig, batch_size: int, platform: str, devices: D
 def _abstract_data(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     images = jax.ShapeDtypeStruct((size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     return images, jax.ShapeDtypeStruct((size,), np.int32)
-
-
-def map_and_compile(
-    fn: Callable[..., Any], arguments: tuple[Any, ...], devices: Devices, donate: tuple[int, ...] = ()
-) -> Callable[..., Any]:
-    """`fn(*arguments, rank)` mapped over devices and compiled for the shapes of `arguments`; NumPy numbers among the
-    arguments of a call are replicated."""
-    in_axes = (None,) * len(arguments) + (0,)
-    mapped = jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate)
-    sharding, ranks = _replicated(devices), _ranks(devices)
-    if sharding.is_fully_addressable:
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
-    else:  # `pmap` over several processes is lowered with arrays only
-        like = replicate(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), arguments), devices)
-    program = compile_lowered(mapped.lower(*like, ranks), devices[0].platform)
-
-    def call(*args: Any) -> Any:
-        return program(*(replicate(arg, devices) if isinstance(arg, np.generic) else arg for arg in args), ranks)
-
-    return call
 
 
 # ------------------------------------------------------------------------------------------------------- their use

@@ -19,6 +19,7 @@ from jaxresnet.hardware import backend, resolved
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import checkpoint, engine
 from jaxresnet.training.checkpoint import Record, Saved
+from jaxresnet.training.devices import replicate
 from jaxresnet.training.metrics import Row, averages, best_epoch
 from jaxresnet.training.resume import resume
 from jaxresnet.training.state import TrainState, Weights
@@ -84,7 +85,7 @@ def fit(
     check_same("a run", {"config": record.config, "data": record.data, "jax": jax.__version__})
     stop = agreed(should_stop or (lambda: False))
 
-    images, labels = engine.replicate((train.images, train.labels), devices)
+    images, labels = replicate((train.images, train.labels), devices)
     splits = {"val": val, "test": data.test}
     batches = {name: engine.place_batches(split, config.eval_batch_size, devices) for name, split in splits.items()}
 
@@ -144,7 +145,7 @@ def _train_epoch(
     state, totals, record = run.state, run.totals, run.record
     epoch, num_train, steps = len(record.history), programs.num_train, programs.steps_per_epoch
     allowed = config.skip_nonfinite - sum(row["skipped_steps"] for row in record.history)
-    hypers = engine.replicate(epoch_hypers(config.optim, steps, config.num_epochs, epoch), programs.devices)
+    hypers = replicate(epoch_hypers(config.optim, steps, config.num_epochs, epoch), programs.devices)
     plan = engine.plan_epoch(programs, state, epoch)
     stopped = False
 

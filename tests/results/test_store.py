@@ -195,6 +195,13 @@ def test_other_damage_to_a_run_is_named(folder, name, damage, message):
         read_results(folder)
 
 
+def test_a_history_that_is_cut_between_two_rows_is_named(folder):
+    path = rows_path(folder, LOOKAHEAD, 0)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ResultsError, match=r"history\.jsonl: is cut off: epoch 2 is missing"):
+        read_results(folder)
+
+
 def test_files_of_another_run_copied_over_are_noticed(folder):
     shutil.copytree(run_folder(folder, LOOKAHEAD, 1), run_folder(folder, LOOKAHEAD, 0), dirs_exist_ok=True)
     with pytest.raises(ResultsError, match=r"config\.json: is another run than is asked for \(config\.seed: 1 -> 0\)"):

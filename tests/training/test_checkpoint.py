@@ -12,7 +12,7 @@ from support.tiny import assert_same_bits
 from jaxresnet.errors import ResultsError, StorageError
 from jaxresnet.training import checkpoint
 from jaxresnet.training.checkpoint import DamagedError, Record, Saved, restore, save, saved_steps
-from jaxresnet.training.engine import replicate
+from jaxresnet.training.devices import replicate
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.state import TrainState, Weights
 

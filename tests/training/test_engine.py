@@ -25,7 +25,8 @@ from jaxresnet.errors import ConfigError
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.recipes import published
 from jaxresnet.training import engine
-from jaxresnet.training.engine import make_engine, replicate
+from jaxresnet.training.devices import replicate
+from jaxresnet.training.engine import make_engine
 from jaxresnet.training.fit import Interrupted, fit
 
 pytestmark = pytest.mark.devices(8)

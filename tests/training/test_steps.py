@@ -15,7 +15,8 @@ from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_optimizer
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import engine
-from jaxresnet.training.engine import make_engine, replicate
+from jaxresnet.training.devices import replicate
+from jaxresnet.training.engine import make_engine
 from jaxresnet.training.metrics import averages
 from jaxresnet.training.state import TrainState, create_train_state, sync_batch_stats, weights_of
 

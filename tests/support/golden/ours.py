@@ -15,7 +15,7 @@ from jaxresnet.interop.torch import from_torch, torch_arrays
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import epoch_hypers, hypers_of, per_step
-from jaxresnet.training.engine import map_and_compile, replicate
+from jaxresnet.training.devices import map_and_compile, replicate
 from jaxresnet.training.metrics import cross_entropy, zero_totals
 from jaxresnet.training.packing import AS_IT_IS
 from jaxresnet.training.state import TrainState
