@@ -148,7 +148,7 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
 
 
 class Taps:
-    """Along one side of the images, which pixels of the kernel lead from the pixels of a phase to outputs.
+    """Along one side of the images: which pixels of the kernel lead from the pixels of a phase to outputs.
 
     Pixel `stride * u + phase` goes into output `u + offset` by the kernel's pixel `phase + pad - stride * offset`.
     pixels: the kernel's, by ascending offset, which rises by 1 from `first`; empty where no output sees the phase.
