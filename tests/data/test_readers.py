@@ -45,8 +45,6 @@ def set_label(content, position, label):
     ("damage", "message"),
     [
         (lambda raw: raw[:-1], r"expected 307,300 bytes, found 307,299"),
-        (lambda raw: raw + b"\0", r"expected 307,300 bytes, found 307,301"),
-        (lambda raw: b"", r"expected 307,300 bytes, found 0"),
         (lambda raw: set_label(raw, 3, 10), r"label 10 of image 3 is not in 0..9"),
         (lambda raw: set_label(raw, 3, (raw[3 * 3073] + 1) % 10), r"labels of something else, not of data_batch_2"),
         (lambda raw: bytes(len(raw)), r"labels of something else"),  # a download that only reserved its space
@@ -119,11 +117,9 @@ def test_fake_official_pickle_is_what_other_programs_read(data):
     [
         lambda raw: b"",
         lambda raw: raw[: len(raw) // 2],
-        lambda raw: raw[:-50],
         lambda raw: raw[:100_000] + bytes(20) + raw[100_020:],
         lambda raw: raw[:-6] + bytes([raw[-6] ^ 1]) + raw[-5:],  # in the CRC-32 at the end
         lambda raw: gzip.compress(b"<html>not found</html>" * 100),
-        lambda raw: b"<html>not found</html>" * 100,
     ],
 )
 def test_damaged_archive(damage, tmp_path, data):
@@ -177,9 +173,7 @@ def changed(data, split="train", images=None, labels=None):
         ({"images": lambda x: x.transpose(0, 3, 1, 2).reshape(x.shape)}, "mean red, green and blue"),
         ({"images": lambda x: x // 255}, "mean red, green and blue"),
         ({"images": lambda x: x[:-1], "labels": lambda y: y[:-1]}, r"found uint8 \(499, 32, 32, 3\)"),
-        ({"labels": lambda y: y[:-1]}, r"500 train images .* and 499 labels"),
         ({"labels": lambda y: np.eye(10, dtype=int)[y]}, r"expected integer labels \(N,\), found int64 \(500, 10\)"),
-        ({"labels": lambda y: y.astype(float)}, "expected integer labels .* found float64"),
         ({"labels": lambda y: y + 1}, r"label 10 of image \d+ is not in 0..9"),
         ({"labels": lambda y: y.astype(np.int64) + 2**32}, "is not in 0..9"),  # would wrap round in int32
         ({"labels": lambda y: y // 2}, "expected 50 train images of each class, found"),

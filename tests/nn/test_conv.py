@@ -14,10 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxresnet import ModelConfig, build_model, hardware
 from jaxresnet.errors import ConfigError
-from jaxresnet.nn import resnet
 from jaxresnet.nn.cpu import chunks, conv
 from jaxresnet.nn.cpu.conv import conv_cpu, convolves_in_loops, promote_images
-from jaxresnet.nn.initializers import INITIALIZERS
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -76,23 +74,14 @@ def test_same_numbers_as_xla(kernel, size, stride, dtype):
         assert_close(actual, expected, tolerance)
 
 
-def test_same_numbers_for_many_positions():
-    """A weight gradient that sums over 36,864 output positions and several chunks keeps float32 accuracy."""
-    case = numbers(0, 36, 32, 32, 24), numbers(1, 3, 3, 24, 8), (1, 1), PAD1
-    for actual, expected in zip(passes(conv_cpu, *case), passes(xla_conv, *case), strict=True):
-        assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("size", [3, 1])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.devices(2)
-def test_over_devices_the_gradient_of_the_kernel_is_summed(size, stride, dtype, monkeypatch):
+def test_over_devices_the_gradient_of_the_kernel_is_summed(stride, dtype, monkeypatch):
     monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 1)  # an image each
-    images, kernel = numbers(0, 4, 6, 6, 16, dtype=dtype), numbers(1, size, size, 16, 4)
-    padding = ((size // 2,) * 2,) * 2
+    images, kernel = numbers(0, 4, 6, 6, 16, dtype=dtype), numbers(1, 3, 3, 16, 4)
 
     def loss(kernel, images):
-        output = conv_cpu(images, kernel, (stride, stride), padding).astype(jnp.float32)
+        output = conv_cpu(images, kernel, (stride, stride), PAD1).astype(jnp.float32)
         return (output * jnp.cos(jnp.arange(output[0].size)).reshape(output[0].shape)).sum()
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
@@ -127,9 +116,7 @@ def test_nnx_conv_takes_it(padding):
     ("option", "message"),
     [
         ({"kernel_dilation": 2}, "rhs_dilation"),
-        ({"input_dilation": 2}, "lhs_dilation"),
         ({"feature_group_count": 2}, "feature_group_count"),
-        ({"preferred_element_type": "float32"}, "preferred_element_type"),
         ({"padding": ((1, 1), (3, 0))}, "must be less than the kernel's size"),
     ],
 )
@@ -177,13 +164,6 @@ def test_bfloat16_on_a_cpu_that_does_not_multiply_it_warns_once(monkeypatch):
         for _ in range(2):
             layer("bfloat16")(numbers(0, 1, 8, 8, 4))
     assert len(warned) == 1
-
-
-@pytest.mark.parametrize("platform", [None, "gpu", "cpu"])
-def test_only_a_network_for_cpus_takes_it(platform):
-    context = resnet.Context(nnx.Rngs(0), INITIALIZERS["he"], "bfloat16", None, platform)
-    taken = resnet.conv(3, 4, 3, 1, context).conv_general_dilated
-    assert taken is (conv_cpu if platform == "cpu" else lax.conv_general_dilated)
 
 
 NETWORK = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=3, pool_size=16)

@@ -34,11 +34,7 @@ PUBLISHED = [
 def test_published_parameter_counts(number, stage_sizes, shortcut_kernel, pool_size, params):
     config = ModelConfig(stage_sizes=stage_sizes, shortcut_kernel=shortcut_kernel, pool_size=pool_size)
     assert count_params(config) == params
-
-
-def test_parameter_counts_that_the_readme_gives():
-    assert count_params(ModelConfig()) == 4_903_242
-    assert 4_500_000 < count_params(ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)) < 5_000_000
+    assert number != 5 or config == ModelConfig()
 
 
 @pytest.fixture(scope="module")
