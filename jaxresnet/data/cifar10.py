@@ -20,8 +20,8 @@ from jaxresnet.files import write_bytes
 
 DATA_VARIABLE = "JAXRESNET_DATA"
 ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
-# Mean red, green and blue of the training images, 0..255; the test images' are within 1. Images in another channel
-# order, of another scale or shaped wrongly lie further off than the tolerance.
+# Mean red, green and blue of the training images, 0..255; the test images' are within 1. Channels in another order and
+# pixels scaled or shaped wrongly lie further off than the tolerance.
 CHANNEL_MEANS = (125.3, 123.0, 113.9)
 CHANNEL_TOLERANCE = 2.0
 CACHE_FORMAT = 2  # raise it when the cache's form or the checks before writing it change
@@ -33,10 +33,6 @@ class Source(NamedTuple):
     read: Callable[[Path], Dataset]
     path: Path
     files: tuple[Path, ...]
-
-    @property
-    def is_npz(self) -> bool:  # of the user's own making, and so perhaps in another order
-        return self.path.suffix == ".npz"
 
 
 def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None) -> Dataset:
@@ -64,7 +60,9 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.
             _write_cache(cache, version, data)
         except StorageError as error:
             warnings.warn(f"no cache (cache_dir), so {source.path} is read again each time: {error}", stacklevel=2)
-    if source.is_npz and not readers.in_official_order(data):
+    if not readers.in_official_order(data):
+        if source.path.suffix != ".npz":  # which is the user's own making
+            raise DataError(f"{source.path}: its labels are not CIFAR-10's in the official order. Prepare it again")
         warnings.warn(
             f"{source.path}: the images are not in the official order, so a seed selects other validation images "
             "and batches than it does for everybody else",
@@ -99,10 +97,10 @@ def _require(where: Path, origin: str) -> Source:
         raise DataError(f"{where} ({origin}): cannot be read ({error}). Mend that, or give another path") from error
     if source is None:
         problem = f"{', '.join(found[:10]) or 'nothing'} is there" if where.exists() else "there is no such path"
-        looked_for = ", ".join([*(f"{name}/" for name in readers.BATCH_FOLDERS.values()), *ARCHIVE_NAMES])
         raise DataError(
-            f"{where} ({origin}): holds no CIFAR-10: {problem}. Put {looked_for}, cifar10/3.0.2/ (of TensorFlow "
-            f"Datasets, as {tfds.FILE_FORMAT}) or an .npz there, or give neither data_dir nor ${DATA_VARIABLE}"
+            f"{where} ({origin}): holds no CIFAR-10: {problem}. Put {' or '.join(ARCHIVE_NAMES)}, either of them "
+            f"extracted, cifar10/3.0.2/ (of TensorFlow Datasets, as {tfds.FILE_FORMAT}) or an .npz there, or give "
+            f"neither data_dir nor ${DATA_VARIABLE}"
         )
     return source
 
@@ -138,8 +136,6 @@ def _read(source: Source) -> Dataset:
         raise DataError(f"{path}: cannot be read ({error}). Mend that, or give another path") from error
     _check(data.train, "train", path)
     _check(data.test, "test", path)
-    if not source.is_npz and not readers.in_official_order(data):
-        raise DataError(f"{path}: its labels are not CIFAR-10's in the official order. Prepare it again")
     return data
 
 

@@ -92,16 +92,6 @@ def test_crop_and_flip_equal_numpy_bit_for_bit(pad_mode, mode):
         np.testing.assert_array_equal(result[i], cropped[:, ::-1] if i % 2 == 0 else cropped)
 
 
-def test_crop_border_is_black():
-    corner = np.asarray(jitted_crop_and_flip(IMAGES[:1], rows(crop=(0, 8)), AugmentConfig()))[0]
-    assert not corner[:4].any() and not corner[:, -4:].any()
-    np.testing.assert_array_equal(corner[4:, :-4], IMAGES[0, :-4, 4:])
-    # ... and black before normalisation, so below zero after it.
-    network_input = jitted_augment_batch(IMAGES[:1], rows(crop=(0, 8)), AugmentConfig(cutout_size=0))
-    black = -np.array(MEAN) / np.array(STD)
-    np.testing.assert_allclose(network_input[0, :4], np.broadcast_to(black, (4, 32, 3)), rtol=1e-5)
-
-
 def test_no_augmentation_draws_nothing_and_leaves_the_images():
     nothing = AugmentConfig(crop_padding=0, flip=False, cutout_size=0)
     plan = jax.jit(lambda: epoch_plan(KEY, 0, 81, nothing))()

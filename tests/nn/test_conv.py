@@ -12,8 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxresnet import ModelConfig, build_model, hardware
-from jaxresnet.errors import ConfigError
+from jaxresnet import ModelConfig, build_model
 from jaxresnet.nn.cpu import chunks, conv
 from jaxresnet.nn.cpu.conv import conv_cpu, convolves_in_loops, promote_images
 
@@ -138,23 +137,6 @@ def test_second_derivatives_in_bfloat16_are_refused(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------- where it is used
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "found"),
-    [("amx_bf16", True), ("avx512_bf16", True), ("avx512_vnni", False), (None, False)],
-    ids=["AMX", "AVX512-BF16", "neither", "the system does not tell"],
-)
-def test_whether_the_cpu_multiplies_bfloat16(cpuinfo, found, monkeypatch):
-    monkeypatch.setattr(hardware, "cpu_info", lambda: {"flags": f"fpu {cpuinfo} amx_tile"} if cpuinfo else {})
-    monkeypatch.delenv("JAXRESNET_CPU_BFLOAT16", raising=False)
-    assert hardware.multiplies_bfloat16() == found
-    for chosen, wanted in (("0", False), ("1", True)):
-        monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
-        assert hardware.multiplies_bfloat16() == wanted
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "true")
-    with pytest.raises(ConfigError, match="JAXRESNET_CPU_BFLOAT16='true': must be 0"):
-        hardware.multiplies_bfloat16()
 
 
 def test_bfloat16_on_a_cpu_that_does_not_multiply_it_warns_once(monkeypatch):

@@ -43,22 +43,6 @@ def assert_passes_are_xlas(images, kernel, strides, padding):
         assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
-# The network's own layers, at a few images: the stem, the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
-LAYERS = [
-    (32, 3, 64, 3, 1, PAD1),
-    *[(32 // 2**i, 64 * 2**i, 64 * 2**i, 3, 1, PAD1) for i in range(4)],
-    *[(32 // 2**i, 64 * 2**i, 128 * 2**i, 3, 2, PAD1) for i in range(3)],
-    (16, 128, 256, 1, 2, PAD0),
-    (16, 128, 256, 2, 2, PAD0),
-]
-
-
-@pytest.mark.parametrize(("side", "channels", "features", "size", "stride", "padding"), LAYERS)
-def test_the_networks_layers(side, channels, features, size, stride, padding):
-    kernel = numbers(1, size, size, channels, features)
-    assert_passes_are_xlas(numbers(0, 2, side, side, channels), kernel, (stride, stride), padding)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     dtype=st.sampled_from(["bfloat16", "float32"]),
