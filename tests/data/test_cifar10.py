@@ -59,6 +59,7 @@ def test_layout_reads_and_caches(layout, tmp_path, data, monkeypatch):
     reads = count_reads(monkeypatch)
     dataset = load_cifar10(where)
     check(dataset, data)
+    assert not any(array.flags.writeable for array in (*dataset.train, *dataset.test))
     assert dataset.name == "cifar10" and not dataset.synthetic and dataset.class_names[9] == "truck"
     check(load_cifar10(str(where)), data)
     assert len(reads) == 1

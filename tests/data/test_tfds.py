@@ -56,11 +56,6 @@ def serve(monkeypatch):
         yield serve
 
 
-def assert_same(got):
-    for a, b in zip((*got.train, *got.test), (*DATA.train, *DATA.test), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -182,7 +177,7 @@ def test_neither_tensorflow_nor_the_network_is_touched_after_the_download(archiv
     write_files(tmp_path / "downloads" / "jaxresnet", {tfds.ARCHIVE_NAME: archive})
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr(socket.socket, "connect", fail)
-    assert_same(read_prepared(download_and_prepare(tmp_path)))
+    check(read_prepared(download_and_prepare(tmp_path)), DATA)
     assert "tensorflow" not in sys.modules
 
 
@@ -214,7 +209,7 @@ def test_a_failed_download_leaves_nothing(answer, message, archive, serve, tmp_p
 def test_a_failed_download_is_tried_again(archive, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "RETRIES", 1)
     requests = serve(lambda handler: send(handler, archive[: -1000 if len(requests) == 1 else None], len(archive)))
-    assert_same(read_prepared(download_and_prepare(tmp_path)))
+    check(read_prepared(download_and_prepare(tmp_path)), DATA)
     assert len(requests) == 2
 
 
@@ -236,7 +231,7 @@ def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(archive, se
     kept.with_name("tmp123").write_bytes(b"part of a download")
     monkeypatch.setattr(tfds, "_prepare", prepare)
     path = download_and_prepare(tmp_path)
-    assert_same(read_prepared(path))
+    check(read_prepared(path), DATA)
     assert len(requests) == 2
     assert {file.parent for file in files_below(tmp_path)} == {tmp_path, path}  # tmp_path: the archive that is served
 
@@ -267,7 +262,7 @@ def test_a_disk_that_fills_up_leaves_nothing_unfinished(downloaded, archive, ser
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert find_prepared(root) is None
     assert [path.name for path in files_below(root)] == [tfds.ARCHIVE_NAME] * downloaded
-    assert_same(read_prepared(download_and_prepare(root)))
+    check(read_prepared(download_and_prepare(root)), DATA)
 
 
 def test_another_process_may_prepare_it_at_the_same_time(archive, serve, tmp_path, prepared_once, monkeypatch):
@@ -279,4 +274,4 @@ def test_another_process_may_prepare_it_at_the_same_time(archive, serve, tmp_pat
         shutil.copytree(prepared_once, root, dirs_exist_ok=True)
 
     monkeypatch.setattr(tfds, "_prepare", lose_the_race)
-    assert_same(read_prepared(download_and_prepare(root)))
+    check(read_prepared(download_and_prepare(root)), DATA)

@@ -151,24 +151,19 @@ def test_bfloat16_on_a_cpu_that_does_not_multiply_it_warns_once(monkeypatch):
 NETWORK = ModelConfig(stage_sizes=(1, 1), width=17, shortcut_kernel=3, pool_size=16)
 
 
-def trained(config, platform, variables, images, train=True, axis_name=None):
-    """(gradients of a loss for the weights, moved statistics, logits) of a network, by devices where they are named."""
-    model = build_model(config, axis_name, platform)
+def trained(config, platform, variables, images, train):
+    """(gradients of a loss for the weights, moved statistics, logits) of a network."""
+    model = build_model(config, platform=platform)
 
-    def compute(variables, images):
+    @jax.jit
+    def compute(variables):
         def loss(params):
             logits, after = model.apply({**variables, "params": params}, images, train)
             return jnp.square(logits).mean(), (after["batch_stats"], logits)
 
-        grads, more = jax.grad(loss, has_aux=True)(variables["params"])
-        return (lax.pmean(grads, axis_name) if axis_name else grads), *more
+        return jax.grad(loss, has_aux=True)(variables["params"])
 
-    if axis_name is None:
-        return jax.jit(compute)(variables, images)
-    devices = jax.devices()[: len(images)]
-    mapped = jax.pmap(compute, axis_name, in_axes=(None, 0), out_axes=(None, None, 0), devices=devices)
-    grads, stats, logits = mapped(variables, images)
-    return grads, stats, logits.reshape(-1, logits.shape[-1])
+    return compute(variables)
 
 
 def distance(tree, right):
@@ -189,16 +184,6 @@ def test_a_network_in_bfloat16_is_no_further_from_float32_than_elsewhere(train, 
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype(jnp.float32)}
     assert 0 < distance(ours, right) <= 2 * distance(usual, right)
-
-
-@pytest.mark.devices(2)
-def test_a_network_on_two_devices_is_the_one_on_one(dtype):
-    """With the convolutions for CPUs, statistics over both devices and, for the kernels' gradients, sums over both."""
-    variables, images = build_model(NETWORK).init(jax.random.key(0)), numbers(0, 6, 32, 32, 3)
-    config = replace(NETWORK, precision=dtype)
-    both = trained(config, "cpu", variables, images.reshape(2, 3, 32, 32, 3), axis_name="devices")
-    one = trained(config, "cpu" if dtype == "bfloat16" else None, variables, images)  # in float32 it is XLA's, too
-    assert distance(both, one) < (1e-5 if dtype == "float32" else 5e-3)
 
 
 # ------------------------------------------------------------------------------------------------------ in loops

@@ -87,30 +87,6 @@ def test_float32_for_any_count(config):
             assert value.dtype == np.float32 and value.shape == () and value == schedule(np.arange(5))[3]
 
 
-def pytorch_onecycle(step: int, total_steps: int, pct_start: float, start: float, peak: float, end: float) -> float:
-    """What torch.optim.lr_scheduler.OneCycleLR with its defaults, cosine annealing in two phases, makes of a number."""
-    phases = [(pct_start * total_steps - 1, start, peak), (total_steps - 1, peak, end)]
-    phase_start = 0.0
-    for i, (phase_end, low, high) in enumerate(phases):
-        if step <= phase_end or i == len(phases) - 1:
-            fraction = (step - phase_start) / (phase_end - phase_start)
-            return high + (low - high) / 2 * (1 + math.cos(math.pi * fraction))
-        phase_start = phase_end
-    raise AssertionError
-
-
-LENGTHS = [(100, 0.3), (97, 0.3), (100, 0.05), (40, 0.5), (50, 0.0), (60, 1.0), (2, 0.3), (1, 0.3)]
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize(("length", "warmup"), LENGTHS)
-def test_onecycle_is_pytorchs(length, warmup, optimizer):
-    config = replace(CYCLE, optimizer=optimizer, schedule_length=length, warmup_fraction=warmup)
-    for curve, values in ((rates, (0.1 / 25, 0.1, 0.1 / 25 / 1e4)), (momenta, (0.95, 0.85, 0.95))):
-        expected = [pytorch_onecycle(step, length, warmup, *values) for step in range(length)]
-        np.testing.assert_allclose(curve(config, range(length)), expected, rtol=1e-4, atol=1e-8)
-
-
 @pytest.mark.parametrize("name", ["warmup", "warmup_cosine", "triangular"])
 def test_no_warmup_and_nothing_else(name):
     config = OptimConfig(schedule=name, learning_rate=1.0)

@@ -7,9 +7,6 @@ matrix products, in chunks of the batch that stay in the cache (`products`). The
 at stride 1, are XLA's own in float32: they reach the speed of a matrix product. In bfloat16 XLA would compute in
 float32, so all passes are products, where the CPU multiplies bfloat16.
 
-No convolution may be in a loop (`lax.scan`, `lax.while_loop`): XLA on CPU falls back to a naive one there, up to 50
-times slower. Matrix products may.
-
 Measured on two kinds of x86. Other CPUs, as ARM and Apple's, take the same path, unmeasured.
 """
 
@@ -87,7 +84,8 @@ def promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -
 
 
 def convolves_in_loops(platform: str, precision: str) -> bool:
-    """Whether a network's convolutions may be in a loop: all but XLA's on a CPU. precision: of the activations."""
+    """Whether a network's convolutions may be in a loop (`lax.scan`, `lax.while_loop`). XLA's on a CPU may not: it
+    takes a naive one there, up to 50 times slower. precision: of the activations."""
     return platform != "cpu" or (precision == "bfloat16" and multiplies_bfloat16())
 
 

@@ -1,9 +1,8 @@
 """Two-dimensional convolution as matrix products, for CPUs.
 
-XLA on CPU multiplies matrices at the speed of the hardware. Products of bfloat16 with float32 results are faster than
-those of float32, with AVX512-BF16 and more so with AMX, the matrix unit of Intel's server processors since Sapphire
-Rapids. Convolutions XLA computes in float32, and some of their gradients slowly (see `conv`). Here every pass is a few
-products. With `windows_i(x)` for what row i of the kernel covers at every output position,
+XLA on CPU multiplies matrices at the speed of the hardware, and bfloat16 faster than float32 with AVX512-BF16 and AMX.
+Convolutions it computes in float32, and some of their gradients slowly (see `conv`). Here every pass is a few products.
+With `windows_i(x)` for what row i of the kernel covers at every output position,
 
     output              = sum over i of windows_i(images) @ kernel[i]
     dimages             = sum over d of windows_d(doutput) @ turned[d]
@@ -16,10 +15,9 @@ and columns: each of these four phases of the images has gradients of its own, w
 (`Taps`). Both gradients share the windows of the output's gradient. Where the images have few channels, as in the
 stem, there is one product, with windows of the whole kernel.
 
-All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache (`chunks`).
+All this goes over the batch in chunks, whose windows stay in the last cache, with numbers moved as bits (`chunks`).
 
 What XLA must be kept from (jaxlib 0.10.2):
-- It does everything but products of bfloat16 in float32. So numbers are moved as bits (`chunks`).
 - It would fuse a reshape into the gather, which is then no longer a copy of runs. So the gather makes two dimensions,
   and the images lie in one.
 - It would fold a transposition into the product, which is then one of float32, and slow. A row of zeros beside the
