@@ -140,7 +140,7 @@ def test_paths_that_hold_nothing_or_too_much(tmp_path, data, monkeypatch):
 
 
 def test_tfds_in_another_order_is_an_error(tmp_path, data, monkeypatch):
-    other = data._replace(train=Split(data.train.images[::-1], data.train.labels[::-1]))
+    other = data._replace(train=Split(data.train.images[::-1].copy(), data.train.labels[::-1]))
     prepared_tfds(monkeypatch, tmp_path / "data", other)
     with pytest.raises(DataError, match=r"3\.0\.2: its labels are not CIFAR-10's in the official order"):
         load_cifar10(tmp_path / "data")
