@@ -45,12 +45,11 @@ def epoch_plan(key: Array, epoch: int | Array, num_examples: int, augment: Augme
     def draw(key: Array, stop: int) -> Array:
         return jax.random.randint(key, (num_examples,), 0, stop, dtype=jnp.int32)
 
-    flips = jax.random.bernoulli(flip, 0.5, (num_examples,)) if augment.flip else jnp.zeros(num_examples, bool)
     return EpochPlan(
         order=jax.random.permutation(order, num_examples).astype(jnp.int32),
         crop_y=draw(crop_y, 2 * augment.crop_padding + 1),
         crop_x=draw(crop_x, 2 * augment.crop_padding + 1),
-        flip=flips,
+        flip=jax.random.bernoulli(flip, 0.5, (num_examples,)) if augment.flip else jnp.zeros(num_examples, bool),
         cutout_y=draw(cutout_y, IMAGE_SIZE),
         cutout_x=draw(cutout_x, IMAGE_SIZE),
     )
@@ -71,10 +70,9 @@ def crop_and_flip(images: Array, plan: EpochPlan, augment: AugmentConfig) -> Arr
     if pad:
         mode = "constant" if augment.pad_mode == "zero" else "reflect"
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
-        corners = (plan.crop_y, plan.crop_x)
         images = jax.vmap(
             lambda image, y, x: jax.lax.dynamic_slice(image, (y, x, jnp.int32(0)), (height, width, channels))
-        )(padded, *corners)
+        )(padded, plan.crop_y, plan.crop_x)
     return jnp.where(plan.flip[:, None, None, None], images[:, :, ::-1], images)
 
 

@@ -20,26 +20,17 @@ from jaxresnet.files import write_bytes
 
 DATA_VARIABLE = "JAXRESNET_DATA"
 ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
-# Mean red, green and blue of the training images, 0..255; the test images' are within 1. Images in another channel
-# order, of another scale or shaped wrongly lie further off than the tolerance.
+# Mean red, green and blue of the training images, 0..255; the test images' are within 1. Channels in another order and
+# pixels scaled or shaped wrongly lie further off than the tolerance.
 CHANNEL_MEANS = (125.3, 123.0, 113.9)
 CHANNEL_TOLERANCE = 2.0
 CACHE_FORMAT = 2  # raise it when the cache's form or the checks before writing it change
 
 
-READERS: dict[str, Callable[[Path], Dataset]] = {
-    "bin": functools.partial(readers.read_batches, layout="bin"),  # cifar-10-batches-bin/
-    "py": functools.partial(readers.read_batches, layout="py"),  # cifar-10-batches-py/
-    "archive": readers.read_archive,  # cifar-10-binary.tar.gz or cifar-10-python.tar.gz
-    "tfds": tfds.read_prepared,  # cifar10/3.0.2/
-    "npz": readers.read_npz,  # one NumPy file
-}
-
-
 class Source(NamedTuple):
-    """A recognised copy of CIFAR-10: its layout (of READERS), the folder or file, and all files to read."""
+    """A recognised copy of CIFAR-10: what reads it, the folder or file, and all files to read."""
 
-    layout: str
+    read: Callable[[Path], Dataset]
     path: Path
     files: tuple[Path, ...]
 
@@ -65,13 +56,13 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.
     data = _read_cache(cache, version)
     if data is None:
         data = _read(source)
-        if _version(source) != version:
-            raise DataError(f"{source.path}: changed while it was read. Wait until it is complete, then try again")
         try:
             _write_cache(cache, version, data)
         except StorageError as error:
             warnings.warn(f"no cache (cache_dir), so {source.path} is read again each time: {error}", stacklevel=2)
-    if source.layout == "npz" and not readers.in_official_order(data):
+    if not readers.in_official_order(data):
+        if source.path.suffix != ".npz":  # which is the user's own making
+            raise DataError(f"{source.path}: its labels are not CIFAR-10's in the official order. Prepare it again")
         warnings.warn(
             f"{source.path}: the images are not in the official order, so a seed selects other validation images "
             "and batches than it does for everybody else",
@@ -106,10 +97,10 @@ def _require(where: Path, origin: str) -> Source:
         raise DataError(f"{where} ({origin}): cannot be read ({error}). Mend that, or give another path") from error
     if source is None:
         problem = f"{', '.join(found[:10]) or 'nothing'} is there" if where.exists() else "there is no such path"
-        looked_for = ", ".join([*(f"{name}/" for name in readers.BATCH_FOLDERS.values()), *ARCHIVE_NAMES])
         raise DataError(
-            f"{where} ({origin}): holds no CIFAR-10: {problem}. Put {looked_for}, cifar10/3.0.2/ (of TensorFlow "
-            f"Datasets, as {tfds.FILE_FORMAT}) or an .npz there, or give neither data_dir nor ${DATA_VARIABLE}"
+            f"{where} ({origin}): holds no CIFAR-10: {problem}. Put {' or '.join(ARCHIVE_NAMES)}, either of them "
+            f"extracted, cifar10/3.0.2/ (of TensorFlow Datasets, as {tfds.FILE_FORMAT}) or an .npz there, or give "
+            f"neither data_dir nor ${DATA_VARIABLE}"
         )
     return source
 
@@ -117,20 +108,20 @@ def _require(where: Path, origin: str) -> Source:
 def _find(where: Path) -> Source | None:
     """The copy of CIFAR-10 in the folder, or the file, `where`, by names alone; the quickest to read of several."""
     if where.name.endswith((".npz", ".tar.gz", ".tgz")) and where.is_file():
-        return Source("npz" if where.suffix == ".npz" else "archive", where, (where,))
+        return Source(readers.read_npz if where.suffix == ".npz" else readers.read_archive, where, (where,))
     for layout, folder_name in readers.BATCH_FOLDERS.items():
         for folder in (where, where / folder_name):
             files = tuple(folder / name for name in readers.batch_files(layout))
             if any(file.exists() for file in files):
-                return Source(layout, folder, files)
+                return Source(functools.partial(readers.read_batches, layout=layout), folder, files)
     if archive := next((where / name for name in ARCHIVE_NAMES if (where / name).is_file()), None):
-        return Source("archive", archive, (archive,))
+        return Source(readers.read_archive, archive, (archive,))
     if prepared := tfds.find_prepared(where):
-        return Source("tfds", prepared, tuple(sorted(prepared.iterdir())))
+        return Source(tfds.read_prepared, prepared, tuple(sorted(prepared.iterdir())))
     found = sorted(where.glob("*.npz"))
     if len(found) > 1:
         raise DataError(f"{where}: holds several .npz files ({', '.join(f.name for f in found)}). Give the path of one")
-    return Source("npz", found[0], (found[0],)) if found else None
+    return Source(readers.read_npz, found[0], (found[0],)) if found else None
 
 
 # ----------------------------------------------------------------------------------------------------- read and checked
@@ -140,14 +131,11 @@ def _read(source: Source) -> Dataset:
     """Read the source and check all that is known about CIFAR-10. DataError where it is something else."""
     path = source.path
     try:
-        data = READERS[source.layout](path)
+        data = source.read(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}). Mend that, or give another path") from error
     _check(data.train, "train", path)
     _check(data.test, "test", path)
-    # An .npz is the user's own making and may have another order, with a warning.
-    if source.layout != "npz" and not readers.in_official_order(data):
-        raise DataError(f"{path}: its labels are not CIFAR-10's in the official order. Prepare it again")
     return data
 
 
@@ -188,7 +176,7 @@ def _version(source: Source) -> bytes:
     stats = [(file.name, file.stat()) for file in source.files if file.exists()]
     # The change time as well: unlike the modification time it cannot be set, by `cp -p` or `rsync -t`.
     files = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
-    return hashlib.blake2b(repr((CACHE_FORMAT, source.layout, files)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(repr((CACHE_FORMAT, files)).encode(), digest_size=16).digest()
 
 
 def _read_cache(file: Path, version: bytes) -> Dataset | None:

@@ -5,13 +5,11 @@ the files hold: Krizhevsky (2009), https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import gzip
-import io
-import pickle
+import pickletools
 import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -115,54 +113,27 @@ def _parse_bin(raw: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parse_pickle(raw: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A pickled dictionary of `data`, the pixels as in the records, and `labels`, as (pixels, labels)."""
-    try:
-        batch = BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
-        planes, labels = (batch[key] if key in batch else batch[key.encode()] for key in ("data", "labels"))
-        planes, labels = (part.array() if isinstance(part, Recorded) else np.array(part) for part in (planes, labels))
-        if planes.dtype != np.uint8 or planes.shape != (IMAGES_PER_BATCH, PIXELS) or len(labels) != IMAGES_PER_BATCH:
-            raise ValueError(f"{planes.dtype} pixels {planes.shape} and {len(labels)} labels")
-    # A damaged pickle raises almost anything: from EOFError to RecursionError and MemoryError.
-    except Exception as error:
-        problem = f"{type(error).__name__}: {short(error)}"
-        raise DataError(f"{name}: not a batch of CIFAR-10 ({problem}). {AGAIN}") from error
-    return planes, labels
+    """A pickled dictionary of `data`, the pixels as in the records, and `labels`, as (pixels, labels).
 
-
-class Recorded:
-    """Stands for whatever a pickle calls: keeps the arguments and the state that would have been set."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        """The array, which NumPy pickles as a call of `_reconstruct` and a state with a call of `dtype` in it."""
-        _version, shape, dtype, fortran_order, raw = self.state
-        byte_order, code = dtype.state[1], dtype.args[0]
-        return np.frombuffer(raw, byte_order + code).reshape(shape, order="F" if fortran_order else "C")
-
-
-class BatchUnpickler(pickle.Unpickler):
-    """Reads a batch without trusting it: a pickle may call whatever it names, here only what records NumPy's arrays.
-
-    Not NumPy's own functions, since an array can be told to read anywhere in memory.
+    Both are read off the pickle's opcodes. None is executed, as a pickle may call whatever it names.
     """
-
-    ALLOWED: ClassVar[dict[str, Any]] = {
-        "numpy.core.multiarray._reconstruct": Recorded,  # its name before NumPy 2
-        "numpy._core.multiarray._reconstruct": Recorded,
-        "numpy.ndarray": Recorded,
-        "numpy.dtype": Recorded,
-        "_codecs.encode": str.encode,  # with which Python 3 writes byte strings into old pickles
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 does not need")
-        return self.ALLOWED[f"{module}.{name}"]
+    pixels: str | bytes = b""
+    labels: list[int] = []
+    before: str | bytes = b""  # the string before a number
+    try:
+        for opcode, argument, _ in pickletools.genops(raw):
+            if isinstance(argument, str | bytes) and len(argument) == IMAGES_PER_BATCH * PIXELS:
+                pixels = argument
+            elif isinstance(argument, str | bytes):
+                before = before if argument == "latin1" else argument  # Python 3 puts it behind a byte string
+            elif "INT" in opcode.name and isinstance(argument, int) and before in ("labels", b"labels"):
+                labels.append(argument)
+        if not pixels or len(labels) != IMAGES_PER_BATCH:
+            raise ValueError(f"found {len(pixels):,} bytes of pixels and {len(labels):,} labels")
+        planes = np.frombuffer(pixels.encode("latin-1") if isinstance(pixels, str) else pixels, np.uint8)
+    except ValueError as error:  # a damaged pickle, too
+        raise DataError(f"{name}: not a batch of CIFAR-10 ({short(error)}). {AGAIN}") from error
+    return planes.reshape(IMAGES_PER_BATCH, PIXELS), np.array(labels)
 
 
 # ------------------------------------------------------------------------------------------------------- one .npz

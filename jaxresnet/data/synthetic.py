@@ -17,6 +17,10 @@ import numpy as np
 from jaxresnet.data.dataset import Dataset, Split
 from jaxresnet.errors import ConfigError
 
+SYNTHETIC_CLASSES = (
+    *("disc", "square", "triangle", "cross", "ring", "crescent"),
+    *("horizontal stripes", "vertical stripes", "checkerboard", "dots"),
+)
 IMAGE_SIZE = 32
 # Images are drawn this many at a time, each block from its own random stream, and the last block is cut to length. So
 # image i depends on the seed and on i alone, and the temporary arrays fit the processor's cache. A multiple of ten.
@@ -31,7 +35,6 @@ def make_synthetic(num_train: int = 4096, num_test: int = 1024, seed: int = 0) -
     num_train, num_test: numbers of images, each at least 10. The two splits are independent, and a smaller split
         is the beginning of a larger one with the same seed.
     seed: any non-negative integer.
-    Returns a Dataset of uint8 images (N, 32, 32, 3) and int32 labels (N,), with synthetic=True.
     Raises ConfigError when an argument is not an integer or is out of its range.
     """
     for name, value, lowest in (("num_train", num_train, 10), ("num_test", num_test, 10), ("seed", seed, 0)):
@@ -47,17 +50,11 @@ def _draw_split(num_images: int, seed: int, split: int) -> Split:
     for block, start in enumerate(range(0, num_images, BLOCK_SIZE)):
         stop = min(start + BLOCK_SIZE, num_images)
         bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(split, block)))
-        block_labels = _draw_labels(bits)
+        # Every ten consecutive images hold each class once, in random order.
+        block_labels = bits.random_raw(BLOCK_SIZE).reshape(-1, 10).argsort(axis=1, kind="stable").reshape(BLOCK_SIZE)
         images[start:stop] = _draw_images(block_labels, bits)[: stop - start]
         labels[start:stop] = block_labels[: stop - start]
     return Split(images, labels)
-
-
-def _draw_labels(bits: np.random.Philox) -> np.ndarray:
-    """Every ten consecutive images hold each class once, in random order. Returns (BLOCK_SIZE,) int32."""
-    num_classes = len(SYNTHETIC_CLASSES)
-    order = bits.random_raw(BLOCK_SIZE).reshape(-1, num_classes).argsort(axis=1, kind="stable")
-    return order.astype(np.int32).reshape(BLOCK_SIZE)
 
 
 def _draw_images(labels: np.ndarray, bits: np.random.Philox) -> np.ndarray:
@@ -135,15 +132,43 @@ def _figure(labels: np.ndarray, x: np.ndarray, y: np.ndarray, uniform: Uniform) 
     distance = np.empty_like(patch)
     for label, name in enumerate(SYNTHETIC_CLASSES):
         of = labels == label
-        if name in SHAPES:
-            distance[of] = SHAPES[name](x[of], y[of], size[of])
-        else:
-            distance[of] = np.maximum(TEXTURES[name](x[of], y[of], period[of]), patch[of])
+        distance[of] = _outline(name, x[of], y[of], size[of], period[of], patch[of])
     return distance
 
 
-# Shapes: signed distance in pixels (negative inside) to the outline of a shape that reaches about `size` pixels from
-# its middle. Far from the outline a value may be off; only where it crosses zero matters.
+def _outline(
+    name: str, x: np.ndarray, y: np.ndarray, size: np.ndarray, period: np.ndarray, patch: np.ndarray
+) -> np.ndarray:
+    """Signed distance in pixels (negative inside) to the outline of a class. Far from it the value may be off; only
+    where it crosses zero matters.
+
+    size: how far a shape reaches from its middle, in pixels. period: at what distance a texture repeats. patch: signed
+    distance to the outline of the piece of the texture that is seen.
+    """
+    match name:
+        case "disc":
+            return _disc(x, y, size)
+        case "square":
+            return _square(x, y, size)
+        case "triangle":
+            return np.maximum(y, np.abs(x) * 0.866 - y * 0.5) - 0.6 * size
+        case "cross":
+            x, y = np.abs(x), np.abs(y)
+            return np.maximum(np.maximum(x, y) - 1.1 * size, np.minimum(x, y) - 0.33 * size)
+        case "ring":
+            return np.abs(np.sqrt(x**2 + y**2) - 0.8 * size) - 0.25 * size
+        case "crescent":
+            return np.maximum(_disc(x, y, 1.1 * size), -_disc(x - 0.6 * size, y, 0.85 * size))
+        case "horizontal stripes":
+            texture = _stripes(y, period)
+        case "vertical stripes":
+            texture = _stripes(x, period)
+        case "checkerboard":
+            rows, columns = _stripes(y, 1.5 * period), _stripes(x, 1.5 * period)
+            texture = np.maximum(np.minimum(rows, columns), -np.maximum(rows, columns))  # in one of them, not in both
+        case _:
+            texture = period * (np.sqrt(_phase(x, period) ** 2 + _phase(y, period) ** 2) - 0.32)
+    return np.maximum(texture, patch)
 
 
 def _disc(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -154,61 +179,11 @@ def _square(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(x), np.abs(y)) - 0.9 * size
 
 
-def _triangle(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.maximum(y, np.abs(x) * 0.866 - y * 0.5) - 0.6 * size
-
-
-def _cross(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 1.1 * size, np.minimum(x, y) - 0.33 * size)
-
-
-def _ring(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.abs(np.sqrt(x**2 + y**2) - 0.8 * size) - 0.25 * size
-
-
-def _crescent(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.maximum(_disc(x, y, 1.1 * size), -_disc(x - 0.6 * size, y, 0.85 * size))
-
-
-# Textures: the same for patterns without end; `period` is the distance in pixels at which the pattern repeats.
-
-
-def _horizontal_stripes(x: np.ndarray, y: np.ndarray, period: np.ndarray) -> np.ndarray:
-    return period * (np.abs(_phase(y, period)) - 0.25)
-
-
-def _vertical_stripes(x: np.ndarray, y: np.ndarray, period: np.ndarray) -> np.ndarray:
-    return _horizontal_stripes(y, x, period)
-
-
-def _checkerboard(x: np.ndarray, y: np.ndarray, period: np.ndarray) -> np.ndarray:
-    rows, columns = _horizontal_stripes(x, y, 1.5 * period), _vertical_stripes(x, y, 1.5 * period)
-    return np.maximum(np.minimum(rows, columns), -np.maximum(rows, columns))  # in one of the two, not in both
-
-
-def _dots(x: np.ndarray, y: np.ndarray, period: np.ndarray) -> np.ndarray:
-    return period * (np.sqrt(_phase(x, period) ** 2 + _phase(y, period) ** 2) - 0.32)
+def _stripes(position: np.ndarray, period: np.ndarray) -> np.ndarray:
+    return period * (np.abs(_phase(position, period)) - 0.25)
 
 
 def _phase(position: np.ndarray, period: np.ndarray) -> np.ndarray:
     """How far into its period a position is: -0.5..0.5, 0 in the middle of the image of the pattern."""
     turns = position / period
     return turns - np.rint(turns)
-
-
-SHAPES = {
-    "disc": _disc,
-    "square": _square,
-    "triangle": _triangle,
-    "cross": _cross,
-    "ring": _ring,
-    "crescent": _crescent,
-}
-TEXTURES = {
-    "horizontal stripes": _horizontal_stripes,
-    "vertical stripes": _vertical_stripes,
-    "checkerboard": _checkerboard,
-    "dots": _dots,
-}
-SYNTHETIC_CLASSES = (*SHAPES, *TEXTURES)  # labels 0..9

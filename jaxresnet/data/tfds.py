@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -81,18 +80,12 @@ def read_prepared(path: Path) -> Dataset:
 
 def _read_split(source: Any, split: str) -> Split:
     """TFDS shuffles the examples when it writes them; their ids (`train_16399`) hold the official position."""
-    count = num_images(split)
-    images = np.empty((count, 32, 32, 3), np.uint8)
-    labels = np.full(count, -1, np.int32)
-    for example in source:
-        name = example["id"].decode()
-        position = int(name.removeprefix(f"{split}_")) if re.fullmatch(rf"{split}_\d+", name) else count
-        if position >= count or labels[position] != -1:
-            raise ValueError(f"the id {name!r} of a {split} example is out of range or used twice")
-        images[position], labels[position] = example["image"], example["label"]
-    if -1 in labels:
-        raise ValueError(f"the {split} split holds {len(source)} examples instead of {count}")
-    return Split(images, labels)
+    examples = {example["id"].decode(): example for example in source}
+    ids = [f"{split}_{position:05d}" for position in range(num_images(split))]
+    if examples.keys() != set(ids):
+        raise ValueError(f"the {len(source)} {split} examples are not {ids[0]} to {ids[-1]}")
+    images = np.stack([examples[name]["image"] for name in ids])
+    return Split(images, np.array([examples[name]["label"] for name in ids], np.int32))
 
 
 def download_and_prepare(root: Path) -> Path:

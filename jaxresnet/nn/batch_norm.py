@@ -4,8 +4,8 @@ that follows it: the layer with its running statistics, the normalisation, and t
 Each pass reads the activations twice, once for the sums and once to use them, and writes them once. Activations stay
 in their own dtype; the sums, and all that is made of them, are float32 at least.
 
-In bfloat16 on a CPU the sums are taken in chunks of the batch that stay in the cache, and activations are read as bits,
-as XLA:CPU would write copies of them in float32 (see `cpu.chunks`). The results are the same to rounding.
+In bfloat16 on a CPU the sums are taken in chunks of the batch, and activations are read as bits, for the reasons that
+`cpu.chunks` gives. The results are the same to rounding.
 """
 
 from collections.abc import Callable

@@ -37,16 +37,12 @@ class Initializer(NamedTuple):
     bias: Callable[[int], Callable[..., Array]]
 
 
-def _zero_bias(fan_in: int) -> Callable[..., Array]:
-    return jax.nn.initializers.zeros
-
-
 INITIALIZERS = {
     "pytorch": Initializer(pytorch_uniform, lambda fan_in: partial(pytorch_uniform, fan_in=fan_in)),
     # He et al. 2015, https://arxiv.org/abs/1502.01852, eq. 10, in every layer. The factor of 2 makes up for the ReLU in
     # front of a layer. The first layer has none and takes it all the same, as in the paper. PyTorch's kaiming_normal_
     # is the same; Flax's he_normal has the same variance, but is truncated.
-    "he": Initializer(partial(scaled_normal, gain=2.0), _zero_bias),
+    "he": Initializer(partial(scaled_normal, gain=2.0), lambda fan_in: jax.nn.initializers.zeros),
     # LeCun et al. 1998, "Efficient BackProp", section 4.6.
-    "lecun": Initializer(partial(scaled_normal, gain=1.0), _zero_bias),
+    "lecun": Initializer(partial(scaled_normal, gain=1.0), lambda fan_in: jax.nn.initializers.zeros),
 }

@@ -150,35 +150,28 @@ def build_model(config: ModelConfig, axis_name: str | None = None, platform: str
 
     def variables_of(module: ResNet) -> dict:
         params, batch_stats = nnx.state(module, nnx.Param, nnx.BatchStat)
-        return {"params": _plain(params), "batch_stats": _plain(batch_stats)}
+        return {"params": plain(params), "batch_stats": plain(batch_stats)}
+
+    def plain(state: nnx.State) -> dict:
+        return _renamed(nnx.to_pure_dict(nnx.as_pure(state)), str)
+
+    def state_of(variables: dict) -> nnx.State:
+        return nnx.State(_renamed(variables, lambda key: int(key) if key.isdigit() else key))
 
     def init(key: Array) -> dict:
         return variables_of(build(nnx.Rngs(key)))
 
     def apply(variables: dict, images: Array, train: bool) -> tuple[Array, dict]:
-        module = nnx.merge(graphdef, _nnx_state(variables["params"]), _nnx_state(variables["batch_stats"]))
+        module = nnx.merge(graphdef, state_of(variables["params"]), state_of(variables["batch_stats"]))
         logits = module(images, train)
         return logits, variables_of(module)
 
     return Model(init, apply)
 
 
-def _plain(state: Any) -> dict:
-    """An NNX state as nested dictionaries of bare arrays. Positions in a list become the keys "0", "1", ..."""
-
-    def strings(tree: Any) -> Any:
-        return {str(k): strings(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-    return strings(nnx.to_pure_dict(nnx.as_pure(state)))
-
-
-def _nnx_state(variables: dict) -> nnx.State:
-    """The inverse of `_plain`."""
-
-    def numbers(tree: Any) -> Any:
-        return {int(k) if k.isdigit() else k: numbers(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-    return nnx.State(numbers(variables))
+def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:
+    """Nested dictionaries with other keys: NNX counts the items of a list by numbers, variables by "0", "1", ..."""
+    return {rename(k): _renamed(v, rename) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 
 def count_params(config: ModelConfig) -> int:

@@ -19,8 +19,8 @@ class Layer(NamedTuple):
     macs: int
 
 
-def layers(config: ModelConfig, image_size: int = 32) -> list[Layer]:
-    """The layers in order, also of a configuration whose pool does not fit."""
+def layers(config: ModelConfig) -> list[Layer]:
+    """The layers in order, for 32x32 images, also of a configuration whose pool does not fit."""
     result: list[Layer] = []
 
     def conv_bn(name: str, kernel: int, side: int, features_in: int, features: int) -> None:
@@ -29,7 +29,7 @@ def layers(config: ModelConfig, image_size: int = 32) -> list[Layer]:
         result.append(Layer(name, f"conv {kernel}x{kernel}", shape, weights, weights * side * side))
         result.append(Layer(name.replace("conv", "bn"), "batch norm", shape, 2 * features, 0))
 
-    side, width = image_size, config.width
+    side, width = 32, config.width
     conv_bn("conv1", 3, side, 3, width)
     for i, num_blocks in enumerate(config.stage_sizes):
         for j in range(num_blocks):

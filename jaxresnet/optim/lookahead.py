@@ -93,21 +93,21 @@ def lookahead(
 _MOMENTUM_FIELD: dict[type, str] = {optax.TraceState: "trace", optax.ScaleByAdamState: "mu"}
 
 
-def _is_momentum_state(x: Any) -> bool:
-    return type(x) in _MOMENTUM_FIELD
+def _holds_momentum(state: Any) -> bool:
+    return type(state) in _MOMENTUM_FIELD
 
 
 def _momentum_of(inner_state: Any) -> list[Any]:
     """The momentum trees inside an Optax state, in a fixed order."""
-    nodes = jax.tree.leaves(inner_state, is_leaf=_is_momentum_state)
-    return [getattr(n, _MOMENTUM_FIELD[type(n)]) for n in nodes if _is_momentum_state(n)]
+    states = filter(_holds_momentum, jax.tree.leaves(inner_state, is_leaf=_holds_momentum))
+    return [getattr(state, _MOMENTUM_FIELD[type(state)]) for state in states]
 
 
 def _with_momentum(inner_state: Any, momenta: list[Any]) -> Any:
     """`inner_state` with its momentum trees replaced, in the order of `_momentum_of`."""
     rest = iter(momenta)
 
-    def replace(node: Any) -> Any:
-        return node._replace(**{_MOMENTUM_FIELD[type(node)]: next(rest)}) if _is_momentum_state(node) else node
+    def replace(state: Any) -> Any:
+        return state._replace(**{_MOMENTUM_FIELD[type(state)]: next(rest)}) if _holds_momentum(state) else state
 
-    return jax.tree.map(replace, inner_state, is_leaf=_is_momentum_state)
+    return jax.tree.map(replace, inner_state, is_leaf=_holds_momentum)

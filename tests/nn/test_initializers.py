@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 from jaxresnet import ModelConfig, build_model
-from jaxresnet.nn.initializers import pytorch_uniform, scaled_normal
 
 WIDTH = 16
 SHAPES = {  # of the default network, but narrower
@@ -75,23 +74,7 @@ def test_distribution(initializer, name, variables):
     assert abs(values.mean()) < 5 * deviation / math.sqrt(n)
     kurtosis = distribution.stats("k") + 3  # the fourth moment, in deviations: 1.8 if uniform, 3 if normal
     assert abs(values.var() - deviation**2) < 5 * deviation**2 * math.sqrt((kurtosis - 1) / n)
-    assert stats.kstest(values, distribution.cdf).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_pytorchs_are_within_their_bounds_and_come_near(name, variables):
-    values = kernels(variables["pytorch"][0])[name]
-    bound = math.sqrt(1 / FAN_IN[name])
-    assert -bound <= values.min() < -bound * (1 - 20 / values.size)  # of which one in 20,000 fails
-    assert bound * (1 - 20 / values.size) < values.max() <= bound
-
-
-@pytest.mark.parametrize("initializer", GAIN)
-def test_normal_ones_are_not_truncated(initializer, variables):
-    """Of 147,456 draws about nine are beyond four deviations; a normal cut at two deviations has none."""
-    values = kernels(variables[initializer][0])["stages.3.0.conv2"]
-    beyond = np.abs(values) > 4 * math.sqrt(GAIN[initializer] / FAN_IN["stages.3.0.conv2"])
-    assert 1 <= beyond.sum() <= 25
+    assert stats.kstest(values, distribution.cdf).pvalue > 1e-3  # which is 0 with a number beyond a uniform's bounds
 
 
 def test_the_linear_bias(variables):
@@ -122,14 +105,3 @@ def test_batch_norms_start_at_one_and_zero(variables):
     for name, value in values.items():
         expected = {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name.split(".")[-1]]
         np.testing.assert_array_equal(value, expected, err_msg=name)
-
-
-def test_pytorchs_is_the_default():
-    assert ModelConfig().initializer == "pytorch"
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("draw", [pytorch_uniform, lambda *a: scaled_normal(*a, gain=2.0)], ids=["uniform", "normal"])
-def test_dtypes_are_those_asked_for(draw, dtype):
-    values = draw(jax.random.key(0), (4, 3), dtype)
-    assert values.dtype == dtype and values.shape == (4, 3)

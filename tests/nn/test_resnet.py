@@ -34,11 +34,7 @@ PUBLISHED = [
 def test_published_parameter_counts(number, stage_sizes, shortcut_kernel, pool_size, params):
     config = ModelConfig(stage_sizes=stage_sizes, shortcut_kernel=shortcut_kernel, pool_size=pool_size)
     assert count_params(config) == params
-
-
-def test_parameter_counts_that_the_readme_gives():
-    assert count_params(ModelConfig()) == 4_903_242
-    assert 4_500_000 < count_params(ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)) < 5_000_000
+    assert number != 5 or config == ModelConfig()
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +94,6 @@ def test_shape_and_dtype_of_every_stage(monkeypatch, precision, train, stage_siz
     assert [shape for name, shape, _ in seen if name == "BasicBlock"] == expected
     assert {dtype for _, _, dtype in seen} == {jnp.dtype(precision)}
     assert seen[0][:2] == ("BatchNorm", (3, 32, 32, 4))  # the stem
-
-
-@pytest.mark.parametrize("shortcut_kernel", [2, 3])
-def test_larger_shortcuts_run(shortcut_kernel):
-    """As published they fail in the forward pass, for want of padding."""
-    built = build_model(ModelConfig(stage_sizes=(1, 1), width=2, pool_size=16, shortcut_kernel=shortcut_kernel))
-    variables = random_variables(built)
-    kernel = variables["params"]["stages"]["1"]["0"]["shortcut_conv"]["kernel"]
-    assert kernel.shape == (shortcut_kernel, shortcut_kernel, 2, 4)
-    logits, _ = jax.jit(built.apply, static_argnums=2)(variables, IMAGES, False)
-    assert logits.shape == (4, 10) and np.isfinite(logits).all()
-    assert len(np.unique(np.asarray(logits), axis=0)) == 4  # each image has logits of its own
 
 
 def test_a_pool_that_does_not_fit_is_refused_with_the_reason():

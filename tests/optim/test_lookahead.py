@@ -75,25 +75,10 @@ def test_algorithm_1(k, alpha):
 INNER = {"sgd": optax.sgd(RATE), "momentum": optax.sgd(RATE, 0.9, nesterov=True), "adam": optax.adam(RATE)}
 
 
-@pytest.mark.parametrize("inner", INNER)
-def test_k_1_and_alpha_1_is_the_inner_optimiser(inner):
-    found, states = run(lookahead(INNER[inner], 1, 1.0))
-    expected, _ = run(INNER[inner])
-    assert_close(found, expected)
-    assert_close(slow_of(states), expected)
-
-
 @pytest.mark.parametrize("momentum", ["none", "pullback"])
 def test_alpha_1_is_the_inner_optimiser_for_any_k(momentum):
     found, _ = run(lookahead(INNER["momentum"], 5, 1.0, momentum))
     assert_close(found, run(INNER["momentum"])[0])
-
-
-def test_alpha_0_goes_back_to_the_start():
-    found, states = run(lookahead(INNER["adam"], 5, 0.0))
-    assert_close(found[[4, 9]], [START, START])
-    assert_close(slow_of(states), [START] * 11)
-    assert np.abs(found[3] - START).min() > 0.01  # it had gone somewhere
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -144,17 +129,6 @@ def test_reset_zeroes_the_momentum_and_nothing_else(optimizer):
     jax.tree.map(np.testing.assert_array_equal, reset, kept._replace(inner=zeroed))
 
 
-def test_pullback_with_adam_moves_the_first_moment_only():
-    (_, [*_, kept]), (_, [*_, pulled]) = (
-        run(lookahead(INNER["adam"], 5, 0.3, momentum), GRADS[:5]) for momentum in ("none", "pullback")
-    )
-    mu, pulled_mu, slow_mu = (np.asarray(optax.tree.get(s.inner, "mu")["w"]) for s in (kept, pulled, pulled))
-    assert_close(pulled_mu, 0.3 * mu)
-    np.testing.assert_array_equal(pulled.slow_momentum[0]["w"], slow_mu)
-    np.testing.assert_array_equal(optax.tree.get(pulled.inner, "nu")["w"], optax.tree.get(kept.inner, "nu")["w"])
-    np.testing.assert_array_equal(pulled.slow_params["w"], kept.slow_params["w"])
-
-
 @pytest.mark.parametrize("momentum", ["none", "reset", "pullback"])
 def test_state_can_be_donated(momentum):
     """The slow weights are a copy: XLA refuses to be given one buffer twice."""
@@ -177,15 +151,6 @@ def test_state_can_be_donated(momentum):
         expected = keeping(*expected)
         assert given["w"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, (params, state), expected)
-
-
-def test_config_switches_it_on():
-    on = make_optimizer(OptimConfig(sync_period=2, slow_step_size=0.3, lookahead_momentum="reset"), 11, 1)
-    off = make_optimizer(OptimConfig(lookahead=False), 11, 1)
-    (found, states), (expected, _) = run(on), run(lookahead(off, 2, 0.3, "reset"))
-    assert isinstance(states[-1], LookaheadState)
-    np.testing.assert_array_equal(found, expected)
-    assert not isinstance(run(off)[1][-1], LookaheadState)
 
 
 def test_what_it_refuses():

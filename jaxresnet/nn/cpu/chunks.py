@@ -2,7 +2,7 @@
 
 XLA:CPU writes what an operation makes of a whole batch to memory. In a loop over chunks the numbers between operations
 stay in the last cache. Matrix products, sums and what is elementwise run as fast in a loop as outside. Convolutions do
-not: none may be in one.
+not (see `conv.convolves_in_loops`).
 
 XLA:CPU does everything but products of bfloat16 in float32. Numbers that are only moved are converted there and back,
 and where several operations read the same bfloat16 array, each of their conversions may be kept in memory, at twice the

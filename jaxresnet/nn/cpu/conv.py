@@ -7,9 +7,6 @@ matrix products, in chunks of the batch that stay in the cache (`products`). The
 at stride 1, are XLA's own in float32: they reach the speed of a matrix product. In bfloat16 XLA would compute in
 float32, so all passes are products, where the CPU multiplies bfloat16.
 
-No convolution may be in a loop (`lax.scan`, `lax.while_loop`): XLA on CPU falls back to a naive one there, up to 50
-times slower. Matrix products may.
-
 Measured on two kinds of x86. Other CPUs, as ARM and Apple's, take the same path, unmeasured.
 """
 
@@ -51,15 +48,13 @@ def conv_cpu(
 ) -> Array:
     """Cross-correlate `images` (N, H, W, C) with `kernel` (kh, kw, C, O): (N, Ho, Wo, O) in images' dtype.
 
-    For `nnx.Conv(conv_general_dilated=conv_cpu, promote_dtype=promote_images)`: it takes the arguments that `nnx.Conv`
-    gives `lax.conv_general_dilated`. strides: (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros,
-    each less than the kernel's size, or "SAME" or "VALID". dimension_numbers: those of `nnx.Conv`, always NHWC.
-    precision: changes nothing on a CPU. Raises NotImplementedError for wider padding and for all else that is asked
-    for, as dilation and groups.
+    For `nnx.Conv(conv_general_dilated=conv_cpu, promote_dtype=promote_images)`, whose arguments it takes. strides:
+    (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros, each less than the kernel's size, or "SAME"
+    or "VALID". dimension_numbers: always NHWC. precision: changes nothing on a CPU. Raises NotImplementedError for
+    wider padding and for all else that is asked for, as dilation and groups.
 
-    bfloat16 images are convolved in bfloat16 where the CPU multiplies it. Elsewhere they are convolved in float32, with
-    a warning, once a process. The gradient of a float32 kernel is float32. For reverse mode: `jax.jvp` raises
-    TypeError, and in bfloat16 a second derivative NotImplementedError.
+    bfloat16 images are convolved in bfloat16 where the CPU multiplies it, elsewhere in float32, with a warning once a
+    process. The gradient of a float32 kernel is float32. For reverse mode, as `products.convolve`.
     """
     if asked := {name: value for name, value in others.items() if value not in (None, 1, (1, 1))}:
         raise NotImplementedError(f"the convolution for CPUs has no {asked}: use lax.conv_general_dilated")
@@ -89,7 +84,8 @@ def promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -
 
 
 def convolves_in_loops(platform: str, precision: str) -> bool:
-    """Whether a network's convolutions may be in a loop: all but XLA's on a CPU. precision: of the activations."""
+    """Whether a network's convolutions may be in a loop (`lax.scan`, `lax.while_loop`). XLA's on a CPU may not: it
+    takes a naive one there, up to 50 times slower. precision: of the activations."""
     return platform != "cpu" or (precision == "bfloat16" and multiplies_bfloat16())
 
 

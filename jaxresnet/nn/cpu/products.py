@@ -1,9 +1,8 @@
 """Two-dimensional convolution as matrix products, for CPUs.
 
-XLA on CPU multiplies matrices at the speed of the hardware. Products of bfloat16 with float32 results are faster than
-those of float32, with AVX512-BF16 and more so with AMX, the matrix unit of Intel's server processors since Sapphire
-Rapids. Convolutions XLA computes in float32, and some of their gradients slowly (see `conv`). Here every pass is a few
-products. With `windows_i(x)` for what row i of the kernel covers at every output position,
+XLA on CPU multiplies matrices at the speed of the hardware, and bfloat16 faster than float32 with AVX512-BF16 and AMX.
+Convolutions it computes in float32, and some of their gradients slowly (see `conv`). Here every pass is a few products.
+With `windows_i(x)` for what row i of the kernel covers at every output position,
 
     output              = sum over i of windows_i(images) @ kernel[i]
     dimages             = sum over d of windows_d(doutput) @ turned[d]
@@ -16,10 +15,9 @@ and columns: each of these four phases of the images has gradients of its own, w
 (`Taps`). Both gradients share the windows of the output's gradient. Where the images have few channels, as in the
 stem, there is one product, with windows of the whole kernel.
 
-All this goes over the batch in chunks, whose windows (5 MiB in bfloat16) stay in the last cache (`chunks`).
+All this goes over the batch in chunks, whose windows stay in the last cache, with numbers moved as bits (`chunks`).
 
 What XLA must be kept from (jaxlib 0.10.2):
-- It does everything but products of bfloat16 in float32. So numbers are moved as bits (`chunks`).
 - It would fuse a reshape into the gather, which is then no longer a copy of runs. So the gather makes two dimensions,
   and the images lie in one.
 - It would fold a transposition into the product, which is then one of float32, and slow. A row of zeros beside the
@@ -41,9 +39,6 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 FEW_CHANNELS = 16  # with fewer, as in the stem, all of a window is one row of a matrix
-# Names of scopes, by which a profile tells the gradients apart.
-IMAGES, KERNEL = "input_gradient", "weight_gradient"
-_ZERO_ROWS = 1  # beside a transposed matrix
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -54,7 +49,18 @@ def convolve(images: Array, kernel: Array, strides: Pair, padding: Padding) -> A
     Returns (N, Ho, Wo, O) in images' dtype. Everything is added up in float32; the gradient of a float32 kernel stays
     so. For reverse mode, once: second derivatives raise NotImplementedError, `jax.jvp` TypeError.
     """
-    return forward(images, kernel, strides, padding, images.dtype)
+    kh, kw, c, o = kernel.shape
+    lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
+    ho, wo = (max(0, (length + sum(pad) - k) // stride + 1) for length, pad, k, stride in lengths)
+    matrix = as_bits(kernel.astype(images.dtype)).reshape(-1, o)
+
+    def compute(images: Array) -> tuple[Array, tuple[()]]:
+        windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
+        output = _sum_of_products(windows, map(as_numbers, jnp.split(matrix, len(windows))))
+        return output.astype(images.dtype).reshape(len(images), ho, wo, o), ()
+
+    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # windows, or results in float32
+    return over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
 
 
 @jax.custom_jvp
@@ -73,7 +79,7 @@ def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
 
 def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], doutput: Array):
     images, kernel, doutput = _not_differentiable((*residuals, doutput))
-    dimages, dkernel = gradients(images, kernel, doutput, strides, padding, images.dtype)
+    dimages, dkernel = gradients(images, kernel, doutput, strides, padding)
     # XLA leaves out what nobody asks for: here the dkernel above, and dimages where this is the stem.
     if kernel.shape[2] < FEW_CHANNELS:
         dkernel = kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
@@ -83,26 +89,8 @@ def _backward(strides: Pair, padding: Padding, residuals: tuple[Array, Array], d
 convolve.defvjp(_forward, _backward)
 
 
-def forward(images: Array, kernel: Array, strides: Pair, padding: Padding, dtype: Any = jnp.float32) -> Array:
-    """The convolution, in `dtype`."""
-    kh, kw, c, o = kernel.shape
-    lengths = zip(images.shape[1:3], padding, (kh, kw), strides, strict=True)
-    ho, wo = (max(0, (length + sum(pad) - k) // stride + 1) for length, pad, k, stride in lengths)
-    matrix = as_bits(kernel.astype(images.dtype)).reshape(-1, o)
-
-    def compute(images: Array) -> tuple[Array, tuple[()]]:
-        windows = _windows(_padded(images, padding), (kh, kw), strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
-        output = _sum_of_products(windows, map(as_numbers, jnp.split(matrix, len(windows))))
-        return output.astype(dtype).reshape(len(images), ho, wo, o), ()
-
-    numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo  # windows, or results in float32
-    return over_chunks(compute, images, numbers_per_image=numbers_per_image)[0]
-
-
-def gradients(
-    images: Array, kernel: Array, doutput: Array, strides: Pair, padding: Padding, dtype: Any = jnp.float32
-) -> tuple[Array, Array]:
-    """(dimages in `dtype`, dkernel in float32), from doutput (N, Ho, Wo, O) in images' dtype."""
+def gradients(images: Array, kernel: Array, doutput: Array, strides: Pair, padding: Padding) -> tuple[Array, Array]:
+    """(dimages in images' dtype, dkernel in float32), from doutput (N, Ho, Wo, O) in images' dtype."""
     kh, kw, c, o = kernel.shape
     _, h, w, _ = images.shape
     size = (-(-h // strides[0]), -(-w // strides[1]))  # of a phase
@@ -113,22 +101,19 @@ def gradients(
     around = (_around(rows_of, size[0], doutput.shape[1]), _around(columns_of, size[1], doutput.shape[2]))
 
     def compute(images: Array, doutput: Array) -> tuple[Array, dict[Pair, Array]]:
-        dphases = {phase: jnp.zeros((len(images), *size, c), dtype) for phase in np.ndindex(strides)}
+        dphases = {phase: jnp.zeros((len(images), *size, c), images.dtype) for phase in np.ndindex(strides)}
         dkernels: dict[Pair, Array] = {}  # (C, pixels * O) by the kernel's row and the phase of columns
         padded = _padded(doutput, around)
         for a, b in seen:
             rows, columns = rows_of[a], columns_of[b]
             first = (rows.first + around[0][0], columns.first + around[1][0])
             windows = _windows(padded, (len(rows.pixels), len(columns.pixels)), (1, 1), first, size)
-            with jax.named_scope(IMAGES):
-                turned = [_side_by_side_transposed(bits[i], columns.pixels) for i in rows.pixels]
-                dphases[a, b] = _sum_of_products(windows, turned).astype(dtype).reshape(len(images), *size, c)
-            with jax.named_scope(KERNEL):
-                transposed = _transposed(_phase(images, strides, (a, b), size))
-                for i, row in zip(rows.pixels, windows, strict=True):
-                    dkernels[i, b] = _product(transposed, row)[:c]
-        with jax.named_scope(IMAGES):
-            return _interleaved(dphases, strides, (h, w)), dkernels
+            turned = [_side_by_side_transposed(bits[i], columns.pixels) for i in rows.pixels]
+            dphases[a, b] = _sum_of_products(windows, turned).astype(images.dtype).reshape(len(images), *size, c)
+            transposed = _transposed(_phase(images, strides, (a, b), size))
+            for i, row in zip(rows.pixels, windows, strict=True):
+                dkernels[i, b] = _product(transposed, row)[:c]
+        return _interleaved(dphases, strides, (h, w)), dkernels
 
     pixels = max(len(rows_of[a].pixels) * len(columns_of[b].pixels) for a, b in seen)
     numbers_per_image = pixels * size[0] * size[1] * o
@@ -148,12 +133,11 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
     def compute(images: Array, doutput: Array) -> tuple[tuple[()], Array]:
         windows = _windows(_padded(images, padding), size, strides, (0, 0), (ho, wo), whole=c < FEW_CHANNELS)
         numbers, doutput = windows[0].shape[1], doutput.reshape(-1, o)
-        with jax.named_scope(KERNEL):
-            if numbers < o:  # the smaller one is transposed
-                dkernels = [_product(_transposed(row), doutput)[:numbers] for row in windows]
-            else:
-                transposed = _transposed(doutput)
-                dkernels = [_product(transposed, row)[:o].T for row in windows]
+        if numbers < o:  # the smaller one is transposed
+            dkernels = [_product(_transposed(row), doutput)[:numbers] for row in windows]
+        else:
+            transposed = _transposed(doutput)
+            dkernels = [_product(transposed, row)[:o].T for row in windows]
         return (), jnp.stack(dkernels)
 
     numbers_per_image = max(kh * kw * c, 2 * o) * ho * wo
@@ -162,7 +146,7 @@ def kernel_gradient(images: Array, doutput: Array, size: Pair, strides: Pair, pa
 
 
 class Taps:
-    """Along one side of the images, which pixels of the kernel lead from the pixels of a phase to outputs.
+    """Along one side of the images: which pixels of the kernel lead from the pixels of a phase to outputs.
 
     Pixel `stride * u + phase` goes into output `u + offset` by the kernel's pixel `phase + pad - stride * offset`.
     pixels: the kernel's, by ascending offset, which rises by 1 from `first`; empty where no output sees the phase.
@@ -216,8 +200,8 @@ def _sum_of_products(rows: Iterable[Array], matrices: Iterable[Array]) -> Array:
 
 
 def _transposed(a: Array) -> Array:
-    """(rows, columns) -> (columns, rows), and rows of zeros."""
-    return as_numbers(jnp.pad(as_bits(a).T, ((0, _ZERO_ROWS), (0, 0))))
+    """(rows, columns) -> (columns + 1, rows), the last of zeros."""
+    return as_numbers(jnp.pad(as_bits(a).T, ((0, 1), (0, 0))))
 
 
 def _side_by_side_transposed(row: Array, pixels: list[int]) -> Array:
