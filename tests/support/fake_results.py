@@ -205,4 +205,4 @@ def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
         (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
         on_epoch(list(rows))
     last = {"best_epoch": num_epochs - 1, "last_epoch": num_epochs - 1, "test_accuracy": accuracy}
-    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None)
+    return Result(rows, {"seed": config.seed, "selection": config.selection, "weights": "slow", **last}, None, None)
