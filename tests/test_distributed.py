@@ -30,6 +30,7 @@ from pathlib import Path
 import jax
 from support.fake_results import fake_fit
 from support.tiny import RUN, make_tiny_data
+from jaxresnet.cli.exits import exit_status
 from jaxresnet.comparison import compare, executors
 from jaxresnet.distributed import check_same, distributed, from_main
 from jaxresnet.errors import NonFiniteError, UserError
@@ -43,6 +44,9 @@ def compare_arms(seeds, **arms):
     made = compare.compare(arms, seeds, make_tiny_data(), "out")
     return [str(made.report.html), made.report.verdict, made.report.complete, [str(run) for run in made.runs.values()]]
 
+def refuse():
+    raise UserError("known to process 0 alone")
+
 def attempt(fn, *args, **kwargs):
     try:
         return fn(*args, **kwargs)
@@ -50,7 +54,7 @@ def attempt(fn, *args, **kwargs):
         return f"{type(e).__name__}: {e}"
 
 executors.fit = fit
-with distributed():
+with exit_status(), distributed():
     told = [
         attempt(compare_arms, (0, 1), A=RUN),
         attempt(compare_arms, (0, 1), A=RUN, fails=replace(RUN, batch_size=32)),
@@ -58,6 +62,7 @@ with distributed():
         attempt(check_same, "a run", {"seed": jax.process_index()}),
     ]
     Path(f"told{jax.process_index()}.json").write_text(json.dumps(told))
+    from_main(refuse)
 """
 
 
@@ -97,9 +102,10 @@ def test_two_processes_stop_together_and_continue_to_the_results_of_one(tmp_path
         np.testing.assert_allclose(other["train_loss"], row["train_loss"], rtol=1e-4)
 
 
-def test_both_processes_are_told_the_same_and_only_one_writes(tmp_path, monkeypatch):
+def test_both_processes_are_told_the_same_and_only_one_writes_and_speaks(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
-    ends(start(tmp_path, ["-c", CALLS], devices_per_process=2), 0)
+    (_, err), (_, other_err) = ends(start(tmp_path, ["-c", CALLS], devices_per_process=2), 2)
+    assert "error: known to process 0 alone" in err and "error: " not in other_err
     told, other = (json.loads((tmp_path / f"told{i}.json").read_text()) for i in range(2))
     assert told[:3] == other[:3]
     (html, _, complete, runs), failed, dropped, _ = told
@@ -111,8 +117,3 @@ def test_both_processes_are_told_the_same_and_only_one_writes(tmp_path, monkeypa
     written = contents(tmp_path / "out")
     assert {f"runs/{Path(run).name}/scores.json" for run in runs} <= written.keys()
     assert sum(path.endswith("failed.json") for path in written) == 2
-
-
-def test_a_users_error_is_said_once(tmp_path):
-    (_, err), (_, other_err) = ends(start(tmp_path, [*COMMAND, "--batch-size", "9999"]), 2)
-    assert "error: batch_size=9999: must be at most" in err and "error:" not in other_err

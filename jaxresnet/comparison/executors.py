@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from queue import Queue
 
 import jax
 
@@ -117,33 +116,25 @@ def spread_over(
     When one raises, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
     is raised.
     """
-    if len(teams) == 1:
-        for run in runs:
-            train(run, teams[0], should_stop)
-        return
-    free: Queue[Sequence[jax.Device]] = Queue()
-    for team in teams:
-        free.put(team)
-    failed = threading.Event()
+    waiting, failed = iter(runs), threading.Event()
 
-    def take_turn(run: PlannedRun) -> None:
-        team = free.get()
+    def work(team: Sequence[jax.Device]) -> None:
         try:
-            train(run, team, lambda: failed.is_set() or should_stop())
+            for run in waiting:
+                train(run, team, lambda: failed.is_set() or should_stop())
         except BaseException:
             failed.set()
             raise
-        finally:
-            free.put(team)
 
+    if len(teams) == 1:
+        return work(teams[0])
     with ThreadPoolExecutor(len(teams)) as pool:
-        turns = []
         try:
-            turns += [pool.submit(take_turn, run) for run in runs]
-            wait(turns)
+            ends = [pool.submit(work, team) for team in teams]
+            wait(ends)
         except BaseException:  # Ctrl-C, which only this thread hears of
             failed.set()
             raise
-    errors = [error for turn in turns if (error := turn.exception())]
+    errors = [error for end in ends if (error := end.exception())]
     for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
         raise error

@@ -148,7 +148,6 @@ def test_a_value_that_is_called_like_a_flag_is_none():
     [
         (["--only", "main", "--only=main"], "--only: give it once, with one or more names"),
         (["--only", "main", "rates"], "--only rates: must be one of main, sizes, sizes-trained$"),
-        (["--only", "mian"], r"--only mian: must be one of main, sizes, sizes-trained \(did you mean main\?\)"),
         (["--seed", "0"], "name them all: --seeds 0 1 2"),
         (["--demo", "--data-dir", "."], "leave --data-dir out, or leave --demo out"),
         # For all arms, so also with the value that the first arm has.
