@@ -18,7 +18,7 @@ from jaxresnet.cli.options import parse
 from jaxresnet.comparison.plan import prepare
 from jaxresnet.config import field_names, field_value
 from jaxresnet.data.dataset import fingerprint
-from jaxresnet.recipes import intended_run
+from jaxresnet.recipes import SOURCE, intended_run
 from jaxresnet.results.store import run_id
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -137,7 +137,10 @@ def test_published_figures_stand_beside_the_arms_that_repeat_a_published_run(nam
     """And as it was meant the same arm repeats it, but for the one that changes one thing more: fast weights."""
     figures = published_figures(all_arms("published")[name])
     assert {arm: figure["run"] for arm, figure in figures.items()} == REPEATED[name]
-    assert all(figure["best"] == jr.published[figure["run"]].best for figure in figures.values())
+    for figure in figures.values():
+        run = jr.published[figure["run"]]
+        assert (figure["best"], figure["last"], figure["source"]) == (run.best, run.last, SOURCE)
+    assert published_figures(all_arms("intended")[name]) == {}
     meant = {arm: intended_run(config) for arm, config in all_arms("intended")[name].items()}
     expected = {arm: run for arm, run in REPEATED[name].items() if arm != "fast weights"}
     assert {arm: found[0] for arm, found in meant.items() if found and arm in expected} == expected

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 
-from jaxresnet.comparison.plan import PlannedRun
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.dataset import Dataset, fingerprint
 from jaxresnet.distributed import from_main, on_main, several
@@ -21,6 +21,8 @@ from jaxresnet.files import lock, write_json, write_rows
 from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
 from jaxresnet.training.fit import Interrupted, Row, fit
+
+Run = TypeVar("Run")
 
 
 def run_one(
@@ -31,12 +33,11 @@ def run_one(
     devices: Sequence[jax.Device],
     restart: bool = False,
     on_epoch: Callable[[list[Row]], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **hooks: Any,
 ) -> str | None:
     """Train the run in `folder` of a store, or what is missing of it, while holding the folder's lock.
 
-    config: with its seed, and a precision that is not "auto". restart: see `fit`, as for the hooks.
+    config: with its seed, and a precision that is not "auto". restart, on_epoch, hooks: see `fit`.
     Returns None when it is finished, else in one line why it cannot go on: it is another process's at the moment, its
     loss stopped being finite, its checkpoints are damaged, the device has too little memory. All but the first are
     written to failed.json. Raises ResultsError where the folder is another run's, and StorageError and Interrupted,
@@ -60,16 +61,8 @@ def run_one(
 
         try:
             from_main(lambda: _check_checkpoints(folder, restart))
-            result = fit(
-                config,
-                data,
-                folder / CHECKPOINTS,
-                restart=restart,
-                devices=devices,
-                on_epoch=keep,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
+            checkpoints = folder / CHECKPOINTS
+            result = fit(config, data, checkpoints, restart=restart, devices=devices, on_epoch=keep, **hooks)
         except Exception as e:
             if isinstance(e, StorageError | Interrupted) or (several() and not isinstance(e, UserError)):
                 raise  # everyone's: the disk, a request to stop, or a process that was lost
@@ -106,9 +99,9 @@ def _reason(error: Exception, seed: int) -> str:
 
 
 def spread_over(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Run],
     teams: Sequence[Sequence[jax.Device]],
-    train: Callable[[PlannedRun, Sequence[jax.Device], Callable[[], bool]], None],
+    train: Callable[[Run, Sequence[jax.Device], Callable[[], bool]], None],
     should_stop: Callable[[], bool],
 ) -> None:
     """Call train(run, team, should_stop) for every run, each team of devices with one at a time, in a thread each.

@@ -13,17 +13,16 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from support.fake_experiments import BASE, MAIN, MEASURED, exit_code
+from support.fake_experiments import BASE, MEASURED, exit_code
 from support.tiny import DEMO
 
 from jaxresnet.cli.commands import main as module_main
 from jaxresnet.cli.experiment import Experiment
-from jaxresnet.cli.main import first_line, published_figures, run_experiment
+from jaxresnet.cli.main import first_line, run_experiment
 from jaxresnet.comparison import executors
 from jaxresnet.comparison.plan import prepare
 from jaxresnet.config import with_fields
 from jaxresnet.errors import ResultsError
-from jaxresnet.recipes import SOURCE, intended
 
 DEVICES = jax.devices()
 ROOT = Path(__file__).parents[2]
@@ -303,15 +302,6 @@ def test_the_first_line(tiny_data, tmp_path):
         "| bfloat16 / float32 | cifar10 | 256 / 156 training images | width 32 / 64, batch 64 / 128, epochs 1,000 / 51 "
         "| A vs B vs C | seeds 0, 2"
     )
-
-
-def test_published_figures_stand_beside_the_runs_that_were_published():
-    figures = published_figures({**MAIN, "another rate": with_fields(BASE, {"learning_rate": 0.5})})
-    assert figures == {
-        "Adam + Lookahead": {"run": "adam_512", "best": 91.26, "last": 91.00, "source": SOURCE},
-        "Adam": {"run": "adam_512_without_lookahead", "best": 90.78, "last": 90.78, "source": SOURCE},
-    }
-    assert published_figures({arm: intended(config) for arm, config in MAIN.items()}) == {}
 
 
 # ---------------------------------------------------------------------------------------------- python -m jaxresnet
