@@ -199,8 +199,14 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
 
 
 def test_several_experiments_end_in_one_page_and_share_their_runs(run_demo):
-    calls = []
-    one, two = small("one"), small("two", measurements={"sizes": measuring(calls)})
+    calls, seen = [], []
+
+    def after(folder, data):
+        assert (folder / "figure.png").is_file()
+        seen.append((str(folder), data.train.num_examples, data.test.num_examples, data.synthetic))
+        return f"what was seen in {folder}"
+
+    one, two = small("one", after=after), small("two", measurements={"sizes": measuring(calls)})
     code, alone, _ = run_demo([one], *ONE_EPOCH)
     assert code == 0 and "page" not in alone and alone.count("epoch 1/1") == 1
 
@@ -211,6 +217,9 @@ def test_several_experiments_end_in_one_page_and_share_their_runs(run_demo):
     assert first_lines == [[name + suffix, protocol] for name in ("one", "two") for suffix, protocol in protocols]
     assert "1 of 2 runs to train" in out and out.count("epoch 1/1") == 1, "the arms of both are the same runs"
     assert "\none-published-demo: ONE, seed 0: epoch 1/1 " in out
+    assert seen == [(f"out/one{protocol}-demo", 256, 100, True) for protocol in ("", "-published", "")]
+    for folder, *_ in seen[1:]:
+        assert f"figure   {folder}/figure.png\nresults  {folder}\n\nwhat was seen in {folder}\n" in out
     assert calls == [("out/sizes-demo", True)]
     assert out.splitlines()[-1] == "page     out/report.html" and Path("out/report.html").is_file()
 
@@ -230,21 +239,6 @@ def test_a_measurement_runs_once_and_before_anything_trains(run_demo, monkeypatc
     code, out, _ = run_demo([measured], "--train", *ONE_EPOCH)
     assert code == 0 and len(calls) == 1
     assert out.startswith("out/sizes-demo is there already: remove it to measure again\n")
-
-
-def test_after_a_comparison_its_folder_and_data_are_looked_at_again(run_demo):
-    seen = []
-
-    def after(folder, data):
-        assert (folder / "figure.png").is_file()
-        seen.append((str(folder), data.train.num_examples, data.test.num_examples, data.synthetic))
-        return f"what was seen in {folder}"
-
-    code, out, err = run_demo([small("one", after=after)], *ONE_EPOCH, "--protocol", "both")
-    assert (code, err) == (0, "")
-    assert seen == [(f"out/one{protocol}-demo", 256, 100, True) for protocol in ("-published", "")]
-    for folder, *_ in seen:
-        assert f"figure   {folder}/figure.png\nresults  {folder}\n\nwhat was seen in {folder}\n" in out
 
 
 def test_a_folder_that_is_refused_is_refused_before_anything_trains(run_demo):
