@@ -18,8 +18,6 @@ SYNC = {
     for k in (1, 5, 10)
     for alpha in (0.5, 0.8)
 }
-
-
 WEIGHTS = {"slow weights": replace(LOOKAHEAD, eval_weights="slow"), "fast weights": LOOKAHEAD}
 
 

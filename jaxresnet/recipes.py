@@ -11,7 +11,6 @@ November 2022; one seed each. `published[name].config` does what those notebooks
 `intended(config)` is the same run as it was meant.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -87,7 +86,7 @@ def published_run(config: TrainConfig) -> tuple[str, Published] | None:
     """(name, run) of the published run that `config` repeats, whatever its seed and arithmetic; None if there is none.
 
     A run as it was meant repeats none: `intended_run` finds those."""
-    return _repeated(config, {name: run.config for name, run in published.items()})
+    return next((found for found in published.items() if _essence(found[1].config) == _essence(config)), None)
 
 
 def intended_run(config: TrainConfig) -> tuple[str, Published] | None:
@@ -95,17 +94,11 @@ def intended_run(config: TrainConfig) -> tuple[str, Published] | None:
 
     As it was meant is `intended(run.config)`; but the run "adam" has 30 epochs then, as many as "sgd_128", not its 31.
     None if there is none."""
-    meant = {
-        name: replace(intended(run.config), num_epochs=_INTENDED_LENGTH.get(name, run.config.num_epochs))
-        for name, run in published.items()
-    }
-    return _repeated(config, meant)
-
-
-def _repeated(config: TrainConfig, runs: Mapping[str, TrainConfig]) -> tuple[str, Published] | None:
-    for name, run in runs.items():
-        if _essence(run) == _essence(config):
-            return name, published[name]
+    for name, run in published.items():
+        meant = intended(run.config)
+        meant = replace(meant, num_epochs=_INTENDED_LENGTH.get(name, meant.num_epochs))
+        if _essence(meant) == _essence(config):
+            return name, run
     return None
 
 

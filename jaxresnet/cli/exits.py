@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxresnet.distributed import is_main, several
-from jaxresnet.errors import UserError
+from jaxresnet.errors import DataError, StorageError, UserError
 from jaxresnet.training.fit import Interrupted
 
 EXIT_USER_ERROR = 2
@@ -20,7 +20,9 @@ UNREAD = "nobody reads the output any more"
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Around a whole program: turn a user's error and an interruption into a line on stderr and an exit status."""
+    """Around a whole program: turn a user's error and an interruption into a line on stderr and an exit status.
+
+    Of several processes the first one says it, and another one what is wrong with its own data or disk."""
     # SIGTERM is taken like Ctrl-C; `stop_on_signal` does better while runs train.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -33,7 +35,8 @@ def exit_status() -> Iterator[None]:
             print(f"\nStopped{why and ', '}{why}. The same command continues:\n  {command}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        if is_main() or isinstance(e, DataError | StorageError):
+            print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     finally:
         signal.signal(signal.SIGTERM, before)

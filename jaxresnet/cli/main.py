@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,6 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
                 name=one.name,
                 protocol=one.protocol,
                 published={} if options.demo else published_figures(one.arms),
-                devices=jax.devices(),
                 spread=options.devices,
             )
             for one, data in zip(asked, datasets, strict=True)
@@ -138,7 +137,7 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     raises its error.
     """
     for plan in plans:
-        print(first_line(plan, options.devices))
+        print(first_line(plan))
     if options.demo:
         print("the demo shows how it works: its networks and data are so small that accuracies mean little")
     jobs: dict[str, Job] = {}
@@ -150,9 +149,9 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     start, failed = time.perf_counter(), []
     with stop_on_signal(threads=options.devices == "runs") as should_stop, Progress(jobs.values()) as progress:
         for one, plan in zip(asked, plans, strict=True):
-            hooks = _hooks(progress, {(run.arm, run.seed): jobs[run.id] for run in plan.runs}, should_stop)
+            of_runs = {(run.arm, run.seed): jobs[run.id] for run in plan.runs}
             try:
-                _run_plan(one, plan, options, hooks, progress)
+                _run_plan(one, plan, options.restart, progress.hooks(of_runs, should_stop), progress)
             except UserError as e:
                 if len(plans) == 1:
                     raise
@@ -163,12 +162,10 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     return failed
 
 
-def _run_plan(one: Asked, plan: Plan, options: Options, hooks: Hooks, progress: Progress) -> None:
+def _run_plan(one: Asked, plan: Plan, restart: bool, hooks: Hooks, progress: Progress) -> None:
     failure = None
     try:
-        report = run_plan(
-            plan, devices=jax.devices(), spread=options.devices, restart=options.restart, hooks=hooks
-        ).report
+        report = run_plan(plan, restart, hooks).report
     except RunsFailed as e:
         report, failure = e.comparison.report, e
     progress.print(f"\n{report.table}\n\n{report.verdict}\n\nfigure   {report.figure}\nresults  {plan.folder}\n")
@@ -200,28 +197,18 @@ def _num_train(config: TrainConfig, data: Dataset) -> int:
     return (config.train_size or data.train.num_examples) - config.val_size
 
 
-def _hooks(progress: Progress, jobs: Mapping[tuple[str, int], Job], should_stop: Callable[[], bool]) -> Hooks:
-    return Hooks(
-        on_run=lambda arm, seed: progress.on_run(jobs[arm, seed]),
-        on_epoch=lambda arm, seed, history: progress.on_epoch(jobs[arm, seed], history),
-        on_progress=lambda arm, seed, epoch, images: progress.on_progress(jobs[arm, seed], epoch, images),
-        on_end=lambda arm, seed: progress.on_end(jobs[arm, seed]),
-        should_stop=should_stop,
-    )
-
-
-def first_line(plan: Plan, spread: str) -> str:
+def first_line(plan: Plan) -> str:
     """Comparison, protocol, devices, precision, data set, sizes, arms and seeds. Where arms differ, each value once."""
 
     def of(name: str, form: str = "{:,}") -> str:
         return " / ".join(dict.fromkeys(form.format(field_value(config, name)) for config in plan.arms.values()))
 
-    devices, processes = jax.devices(), jax.process_count()
-    sharing = "sharing batches" if spread == "data" else "a run each"
+    devices, processes = [device for team in plan.teams for device in team], jax.process_count()
+    sharing = "sharing batches" if len(plan.teams) == 1 else "a run each"
     count = f"{len(devices)} ({sharing}{f', in {processes} processes' if processes > 1 else ''}) x "
     images = dict.fromkeys(f"{_num_train(config, plan.data):,}" for config in plan.arms.values())
     parts = [
-        plan.name,
+        plan.folder.name,
         f"{plan.protocol} protocol",
         (count if len(devices) > 1 else "") + device_name(devices[0]),
         of("precision", "{}"),

@@ -1,6 +1,5 @@
 """The flags that all experiment scripts share: from the command line to `Options` and changed fields."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +87,5 @@ def _check_name(name: str, experiments: Sequence[Experiment], optional: bool) ->
     if any(experiment.select([name], optional) for experiment in experiments):
         return
     whole = [known for experiment in experiments for known in experiment.select([], True)]
-    known = list(dict.fromkeys([*whole, *(one.partition("-")[0] for one in whole)]))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ConfigError(f"--only {name}: must be one of {', '.join(known)}{hint}")
+    known = dict.fromkeys([*whole, *(one.partition("-")[0] for one in whole)])
+    raise ConfigError(f"--only {name}: must be one of {', '.join(known)}")

@@ -3,10 +3,11 @@
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxresnet.cli.exits import UNREAD
+from jaxresnet.comparison.compare import Hooks
 from jaxresnet.training.fit import Interrupted, Row
 
 
@@ -76,6 +77,16 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def hooks(self, jobs: Mapping[tuple[str, int], Job], should_stop: Callable[[], bool]) -> Hooks:
+        """What a comparison calls. jobs: {(arm, seed): its run}."""
+        return Hooks(
+            on_run=lambda arm, seed: self.on_run(jobs[arm, seed]),
+            on_epoch=lambda arm, seed, history: self.on_epoch(jobs[arm, seed], history),
+            on_progress=lambda arm, seed, epoch, images: self.on_progress(jobs[arm, seed], epoch, images),
+            on_end=lambda arm, seed: self.on_end(jobs[arm, seed]),
+            should_stop=should_stop,
+        )
 
     def on_run(self, job: Job) -> None:
         with self._lock:

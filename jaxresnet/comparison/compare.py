@@ -89,20 +89,11 @@ def compare(
     plan = prepare(
         arms, seeds, data, out, name=name, protocol=protocol, published=published, devices=devices, spread=spread
     )
-    return run_plan(plan, devices=devices, spread=spread, restart=restart, hooks=hooks)
+    return run_plan(plan, restart, hooks)
 
 
-def run_plan(
-    plan: Plan,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    spread: Spread = "data",
-    restart: bool = False,
-    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
-) -> Comparison:
-    """Train what is missing of a plan, then write tables and figure. Arguments as `prepare` had them; see `compare`."""
-    devices = tuple(jax.devices() if devices is None else devices)
-    teams = [(device,) for device in devices] if spread == "runs" else [devices]
+def run_plan(plan: Plan, restart: bool = False, hooks: Hooks = Hooks()) -> Comparison:  # noqa: B008 - immutable
+    """Train what is missing of a plan, then write tables and figure; see `compare`."""
     failures: dict[tuple[str, int], str] = {}
 
     def train(run: PlannedRun, team: Sequence[jax.Device], should_stop: Callable[[], bool]) -> None:
@@ -128,7 +119,7 @@ def run_plan(
     with on_main(lock(plan.folder)):
         from_main(lambda: _claim(plan))
         waiting = [run for run in plan.runs if not run.done]
-        spread_over(waiting, teams, train, hooks.should_stop or (lambda: False))
+        spread_over(waiting, plan.teams, train, hooks.should_stop or (lambda: False))
         folders = {(run.arm, run.seed): plan.store / run.id for run in plan.runs}
         comparison = Comparison(plan.folder, _render(plan.folder), folders)
     if failures:
@@ -153,12 +144,6 @@ def _claim(plan: Plan) -> None:
 
 def _render(folder: Path) -> Report:
     """The report, which process 0 writes and tells the others of."""
-
-    def write() -> dict[str, Any]:
-        report = vars(render(folder))
-        return {name: {"path": str(value)} if isinstance(value, Path) else value for name, value in report.items()}
-
-    told: dict[str, Any] = from_main(write)
-    for name, value in told.items():
-        told[name] = Path(value["path"]) if isinstance(value, dict) else value
-    return Report(**told)
+    told = from_main(lambda: {name: str(value) for name, value in vars(render(folder)).items()})
+    paths = {name: Path(told[name]) for name in ("summary_json", "summary_md", "figure", "html")}
+    return Report(**paths, table=told["table"], verdict=told["verdict"], complete=told["complete"] == "True")

@@ -9,7 +9,7 @@ accuracy that the runs recorded, up to rounding.
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from jaxresnet.reporting.comparison import make_title
 from jaxresnet.reporting.evaluation import draw_mistakes, render_evaluation
 from jaxresnet.results.findings import SELECTED_ON
 from jaxresnet.results.schemas import evaluation_path
-from jaxresnet.results.store import CHECKPOINTS, Results, Run, read_results
+from jaxresnet.results.store import CHECKPOINTS, Run, read_results
 from jaxresnet.training.predict import predict
 
 NUM_MISTAKES = 24
@@ -30,26 +30,6 @@ NUM_MISTAKES = 24
 # program or on another device: 50 of 10,000. Accelerators may compute float32 products with TF32's 10 bits.
 ROUNDING = 5e-3
 Z_95 = 1.959964  # the normal distribution has 95 % of its mass within so many standard deviations
-
-
-class ClassScore(NamedTuple):
-    """One class of a confusion matrix. n: images of the class. correct: those recognised, a mean over runs if the
-    matrix was one. accuracy, low, high: percent, with the ends of the 95 % Wilson interval; None where n is 0."""
-
-    n: int
-    correct: float
-    accuracy: float | None
-    low: float | None
-    high: float | None
-
-
-class Mistake(NamedTuple):
-    """image: its row. true, predicted: classes. probability: of the predicted class, 0..1."""
-
-    image: int
-    true: int
-    predicted: int
-    probability: float
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -61,48 +41,46 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def per_class(confusion: np.ndarray) -> list[ClassScore]:
-    """A score a class. confusion: (C, C) counts, or their mean over runs on the same images.
+def per_class(confusion: np.ndarray) -> list[dict[str, Any]]:
+    """A score a class: "n", images of the class; "correct", those recognised; "accuracy", "low" and "high", percent
+    with the ends of the 95 % Wilson interval, None where n is 0. confusion: (C, C) counts, or their mean over runs.
 
     The interval says how far the accuracy may be from that on all images of the kind, of which these n are a sample.
     A mean over runs does not make it narrower: n stays the number of images, since all runs see the same ones.
     """
     scores = []
-    for row, correct in zip(confusion, np.diag(confusion), strict=True):
+    for row, correct in zip(confusion, np.diag(confusion).tolist(), strict=True):
         n = round(float(row.sum()))
-        if n == 0:
-            scores.append(ClassScore(0, 0.0, None, None, None))
-            continue
-        low, high = wilson_interval(float(correct), n)
-        scores.append(ClassScore(n, float(correct), 100 * float(correct) / n, 100 * low, 100 * high))
+        accuracy, low, high = (100 * correct / n, *wilson_interval(correct, n)) if n else (None, None, None)
+        scores.append({"n": n, "correct": float(correct), "accuracy": accuracy, "low": low, "high": high})
     return scores
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """(low, high), each 0..1: Wilson's 95 % score interval for a proportion (Wilson 1927). successes: maybe a mean.
+    """(low, high) in percent: Wilson's 95 % score interval for a proportion (Wilson 1927). successes: maybe a mean.
 
-    Unlike mean plus or minus z standard errors it stays within 0..1, and has a width where nothing or all succeeded.
+    Unlike mean plus or minus z standard errors it stays within 0..100, and has a width where nothing or all succeeded.
     """
     z, p = Z_95, successes / n
     scale = 1 / (1 + z * z / n)
     centre = scale * (p + z * z / (2 * n))
     half = scale * z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)  # rounding can take the ends just beyond
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)  # rounding can take the ends just beyond
 
 
-def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> list[Mistake]:
+def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> list[dict[str, Any]]:
     """The misclassified images whose wrong class had the highest probability, the worst first; `count` at most.
 
     probabilities: (N, C), rows that sum to 1. labels: (N,) true classes. Of equals the earlier image comes first.
+    Returns for each "image", its row; "true" and "predicted", classes; "probability", of the predicted class, 0..1.
     """
     predictions = probabilities.argmax(1)
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(predictions != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-    return [Mistake(int(i), int(labels[i]), int(predictions[i]), float(confidence[i])) for i in worst]
-
-
-# ----------------------------------------------------------------------------------------------- of a comparison
+    columns = worst, labels[worst], predictions[worst], confidence[worst]
+    names = ("image", "true", "predicted", "probability")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def evaluate_runs(folder: str | Path, data: Dataset) -> str:
@@ -123,21 +101,44 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         folders = ", ".join(str(run.folder / CHECKPOINTS) for run in gone)
         return f"not evaluated: {f'no checkpoints in {folders}' if gone else f'no finished run in {folder}'}"
 
-    confusion, mistakes = {}, []
+    matrices, evaluated = [], {}
+    mistakes: list[dict[str, Any]] = []
     for run in runs:
         probabilities = predict(run.folder / CHECKPOINTS, data.test.images)
-        confusion[run.seed] = confusion_matrix(data.test.labels, probabilities.argmax(1), len(data.class_names))
-        check_accuracy(run, confusion[run.seed])
+        confusion = confusion_matrix(data.test.labels, probabilities.argmax(1), len(data.class_names))
+        matrices.append(confusion)
+        evaluated[str(run.seed)] = _of_run(run, confusion)
         if run is runs[0]:
             mistakes = worst_mistakes(probabilities, data.test.labels, NUM_MISTAKES)
-    evaluation = _evaluation(results, data, runs, confusion, mistakes, [run.seed for run in gone])
+    mean, n = np.mean(matrices, axis=0), data.test.num_examples
+    evaluation = {
+        "title": make_title(results),
+        "arm": arm,
+        "dataset": results.config["dataset"],
+        "selection": " / ".join(SELECTED_ON[selection] for selection in results.selections),
+        "class_names": list(data.class_names),
+        "num_test": n,
+        "seeds": [run.seed for run in runs],
+        "seeds_without_checkpoint": [run.seed for run in gone],
+        "runs": evaluated,
+        "mean_over_seeds": {
+            "test_accuracy": 100 * float(np.trace(mean)) / n,
+            "interval_95": wilson_interval(float(np.trace(mean)), n),
+            "classes": per_class(mean),
+        },
+        "confusion_summed_over_seeds": np.sum(matrices, axis=0).tolist(),
+        "mistakes": {"seed": runs[0].seed, "worst_first": mistakes},
+        "environment": environment(),
+    }
     write_bytes(results.folder / "mistakes.png", draw_mistakes(data.test.images, evaluation))
     write_json(evaluation_path(results.folder), evaluation)
     return render_evaluation(results.folder)
 
 
-def check_accuracy(run: Run, confusion: np.ndarray) -> None:
-    """Raise ResultsError unless the run recorded the accuracy of `confusion`, up to `ROUNDING`."""
+def _of_run(run: Run, confusion: np.ndarray) -> dict[str, Any]:
+    """What evaluation.json says of a run. confusion: a row a true class, a column a predicted one.
+
+    Raises ResultsError unless the run recorded the accuracy of `confusion`, up to `ROUNDING`."""
     assert run.scores is not None
     n, correct, recorded = int(confusion.sum()), int(np.trace(confusion)), run.scores["test_accuracy"]
     if abs(correct - recorded / 100 * n) > math.ceil(ROUNDING * n) + 1e-6:
@@ -146,48 +147,10 @@ def check_accuracy(run: Run, confusion: np.ndarray) -> None:
             f"but the run recorded {recorded:.2f} %: the checkpoint or the data set is of another run. Restore it "
             "from a copy, or delete the run's folder and run the comparison again"
         )
-
-
-def _evaluation(
-    results: Results,
-    data: Dataset,
-    runs: list[Run],
-    confusion: dict[int, np.ndarray],
-    mistakes: list[Mistake],
-    gone: list[int],
-) -> dict[str, Any]:
-    """The contents of evaluation.json. Confusion matrices: rows are true classes, columns predicted ones."""
-    matrices = list(confusion.values())
-    mean = np.mean(matrices, axis=0)
-    n = int(mean.sum().round())
-    low, high = wilson_interval(float(np.trace(mean)), n)
-    chosen = [SELECTED_ON[run.scores["selection"]] for run in runs if run.scores]
     return {
-        "title": make_title(results),
-        "arm": runs[0].arm,
-        "dataset": results.config["dataset"],
-        "selection": " / ".join(dict.fromkeys(chosen)),
-        "class_names": list(data.class_names),
-        "num_test": n,
-        "seeds": [run.seed for run in runs],
-        "seeds_without_checkpoint": gone,
-        "runs": {
-            str(run.seed): {
-                "test_accuracy": 100 * float(np.trace(confusion[run.seed])) / n,
-                "recorded_test_accuracy": run.scores["test_accuracy"],
-                "epoch": run.scores["best_epoch"],
-                "confusion": confusion[run.seed].tolist(),
-                "classes": [score._asdict() for score in per_class(confusion[run.seed])],
-            }
-            for run in runs
-            if run.scores
-        },
-        "mean_over_seeds": {
-            "test_accuracy": 100 * float(np.trace(mean)) / n,
-            "interval_95": [100 * low, 100 * high],
-            "classes": [score._asdict() for score in per_class(mean)],
-        },
-        "confusion_summed_over_seeds": np.sum(matrices, axis=0).tolist(),
-        "mistakes": {"seed": runs[0].seed, "worst_first": [mistake._asdict() for mistake in mistakes]},
-        "environment": environment(),
+        "test_accuracy": 100 * correct / n,
+        "recorded_test_accuracy": recorded,
+        "epoch": run.scores["best_epoch"],
+        "confusion": confusion.tolist(),
+        "classes": per_class(confusion),
     }

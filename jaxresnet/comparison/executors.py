@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from queue import Queue
+from typing import Any, TypeVar
 
 import jax
 
-from jaxresnet.comparison.plan import PlannedRun
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.dataset import Dataset, fingerprint
 from jaxresnet.distributed import from_main, on_main, several
@@ -22,6 +21,8 @@ from jaxresnet.files import lock, write_json, write_rows
 from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
 from jaxresnet.training.fit import Interrupted, Row, fit
+
+Run = TypeVar("Run")
 
 
 def run_one(
@@ -32,12 +33,11 @@ def run_one(
     devices: Sequence[jax.Device],
     restart: bool = False,
     on_epoch: Callable[[list[Row]], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **hooks: Any,
 ) -> str | None:
     """Train the run in `folder` of a store, or what is missing of it, while holding the folder's lock.
 
-    config: with its seed, and a precision that is not "auto". restart: see `fit`, as for the hooks.
+    config: with its seed, and a precision that is not "auto". restart, on_epoch, hooks: see `fit`.
     Returns None when it is finished, else in one line why it cannot go on: it is another process's at the moment, its
     loss stopped being finite, its checkpoints are damaged, the device has too little memory. All but the first are
     written to failed.json. Raises ResultsError where the folder is another run's, and StorageError and Interrupted,
@@ -61,16 +61,8 @@ def run_one(
 
         try:
             from_main(lambda: _check_checkpoints(folder, restart))
-            result = fit(
-                config,
-                data,
-                folder / CHECKPOINTS,
-                restart=restart,
-                devices=devices,
-                on_epoch=keep,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
+            checkpoints = folder / CHECKPOINTS
+            result = fit(config, data, checkpoints, restart=restart, devices=devices, on_epoch=keep, **hooks)
         except Exception as e:
             if isinstance(e, StorageError | Interrupted) or (several() and not isinstance(e, UserError)):
                 raise  # everyone's: the disk, a request to stop, or a process that was lost
@@ -107,9 +99,9 @@ def _reason(error: Exception, seed: int) -> str:
 
 
 def spread_over(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Run],
     teams: Sequence[Sequence[jax.Device]],
-    train: Callable[[PlannedRun, Sequence[jax.Device], Callable[[], bool]], None],
+    train: Callable[[Run, Sequence[jax.Device], Callable[[], bool]], None],
     should_stop: Callable[[], bool],
 ) -> None:
     """Call train(run, team, should_stop) for every run, each team of devices with one at a time, in a thread each.
@@ -117,33 +109,25 @@ def spread_over(
     When one raises, or Ctrl-C is pressed, the others stop as if asked to, with their checkpoints saved, and the error
     is raised.
     """
-    if len(teams) == 1:
-        for run in runs:
-            train(run, teams[0], should_stop)
-        return
-    free: Queue[Sequence[jax.Device]] = Queue()
-    for team in teams:
-        free.put(team)
-    failed = threading.Event()
+    waiting, failed = iter(runs), threading.Event()
 
-    def take_turn(run: PlannedRun) -> None:
-        team = free.get()
+    def work(team: Sequence[jax.Device]) -> None:
         try:
-            train(run, team, lambda: failed.is_set() or should_stop())
+            for run in waiting:
+                train(run, team, lambda: failed.is_set() or should_stop())
         except BaseException:
             failed.set()
             raise
-        finally:
-            free.put(team)
 
+    if len(teams) == 1:
+        return work(teams[0])
     with ThreadPoolExecutor(len(teams)) as pool:
-        turns = []
         try:
-            turns += [pool.submit(take_turn, run) for run in runs]
-            wait(turns)
+            ends = [pool.submit(work, team) for team in teams]
+            wait(ends)
         except BaseException:  # Ctrl-C, which only this thread hears of
             failed.set()
             raise
-    errors = [error for turn in turns if (error := turn.exception())]
+    errors = [error for end in ends if (error := end.exception())]
     for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
         raise error

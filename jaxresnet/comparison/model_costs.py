@@ -8,13 +8,11 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from jaxresnet.config import ModelConfig, to_dict
-from jaxresnet.data.dataset import Dataset, Split
+from jaxresnet.data.synthetic import make_synthetic
 from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.nn.resnet import count_params
@@ -62,7 +60,18 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
             "steps_a_round": steps,
             "width": "a quarter" if demo else "full",
         },
-        "models": {name: _counts(model) | _medians(times.get(name)) for name, model in models.items()},
+        "models": {
+            name: {
+                "model": to_dict(model),
+                "params": count_params(model),
+                "macs": count_macs(model),
+                "problem_as_published": problem_as_published(model),
+                "problem_here": problem_here(model),
+                "median_step_seconds": statistics.median(times[name]) if name in times else None,
+                "step_seconds": times.get(name),  # one number a round; None for what does not run
+            }
+            for name, model in models.items()
+        },
         "environment": environment([device]),
     }
     write_json(measurement_path(folder), measurement)
@@ -71,34 +80,12 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
 
 def _turn(model: ModelConfig, batch_size: int, steps: int, device: jax.Device) -> Callable[[], float]:
     """A function that trains for one epoch of `steps` steps and returns the seconds that they took."""
-    num_images = steps * batch_size
     base = replace(published["adam_512"].config, selection="last", test_every_epoch=False, num_epochs=1)
     config = replace(base, model=replace(model, precision="float32"), batch_size=batch_size, eval_batch_size=batch_size)
-    rng = np.random.default_rng(0)  # noise: what an image shows does not change how long a step takes
-
-    def noise(size: int) -> Split:
-        images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
-        return Split(images, rng.integers(0, model.num_classes, size, np.int32))
-
-    data = Dataset(noise(num_images), noise(batch_size), "noise", synthetic=True)
+    data = make_synthetic(steps * batch_size, batch_size)
 
     def turn() -> float:
         (row,) = fit(config, data, devices=(device,)).history
-        return num_images / row["images_per_second"]  # of training alone, without compiling
+        return steps * batch_size / row["images_per_second"]  # of training alone, without compiling
 
     return turn
-
-
-def _counts(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "model": to_dict(model),
-        "params": count_params(model),
-        "macs": count_macs(model),
-        "problem_as_published": problem_as_published(model),
-        "problem_here": problem_here(model),
-    }
-
-
-def _medians(seconds: list[float] | None) -> dict[str, Any]:
-    """seconds: a step's, one number a round; None for what does not run."""
-    return {"median_step_seconds": statistics.median(seconds) if seconds else None, "step_seconds": seconds}

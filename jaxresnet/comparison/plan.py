@@ -37,12 +37,11 @@ class Plan(NamedTuple):
 
     folder: of the comparison. store: of the runs. arms: with the precision that "auto" stands for. dataset: the
     fingerprint of `data`. runs: each seed runs every arm before the next seed starts, so that an unfinished comparison
-    holds pairs.
+    holds pairs. teams: the devices of each run, of which as many train at a time as there are teams.
     """
 
     folder: Path
     store: Path
-    name: str
     protocol: str
     arms: dict[str, TrainConfig]
     seeds: tuple[int, ...]
@@ -50,15 +49,16 @@ class Plan(NamedTuple):
     data: Dataset
     dataset: dict[str, Any]
     runs: tuple[PlannedRun, ...]
+    teams: tuple[tuple[jax.Device, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         """The contents of comparison.json, but for the environment."""
         return {
-            "name": self.name,
+            "name": self.folder.name,
             "protocol": self.protocol,
             "dataset": self.dataset,
             "seeds": list(self.seeds),
-            "arms": {arm: _without_seed(config) for arm, config in self.arms.items()},
+            "arms": {arm: {k: v for k, v in to_dict(c).items() if k != "seed"} for arm, c in self.arms.items()},
             "published": self.published,
             "runs": {arm: {str(run.seed): run.id for run in self.runs if run.arm == arm} for arm in self.arms},
         }
@@ -81,29 +81,29 @@ def prepare(
     Raises all that can be refused before a run: ConfigError and DataError for arms, seeds, data and devices that
     cannot work together; ResultsError where `out`/`name` holds another comparison, or a file of a run is damaged.
     """
-    check_spread(spread)
     check_arms(arms, seeds)
     if not is_name(name) or not name.isprintable() or "/" in name or name[:1] in ("", ".", "_") or name == RUNS:
         raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
-    devices = tuple(jax.devices() if devices is None else devices)
+    teams = _teams(tuple(jax.devices() if devices is None else devices), spread)
+    out = Path(out)
     if comparison_path(out).exists():
         raise ResultsError(
             f"{out}: is the folder of one comparison; give the one around it as the output folder (--out)"
         )
-    folder = Path(out) / name
-    begun = from_main(lambda: read_begun(folder))
-    arms = _with_precision(arms, begun["arms"] if begun else {}, devices[0])
+    begun = from_main(lambda: read_begun(out / name))
+    arms = _with_precision(arms, begun["arms"] if begun else {}, teams[0][0])
     for config in arms.values():
-        check_devices(config, check_data(config, data), 1 if spread == "runs" else len(devices))
+        check_devices(config, check_data(config, data), len(teams[0]))
     dataset = fingerprint(data)
     configs = [(arm, replace(config, seed=seed)) for seed in seeds for arm, config in arms.items()]
-    runs = [PlannedRun(arm, config.seed, config, run_id(config, dataset), False) for arm, config in configs]
-    for run in runs:
-        if twin := next((other for other in runs if other.id == run.id and other.arm != run.arm), None):
-            raise ConfigError(f"arms {run.arm!r} and {twin.arm!r} have the same config: leave one of them out")
+    ids: dict[str, str] = {}
+    for arm, config in configs:
+        if (twin := ids.setdefault(run_id(config, dataset), arm)) != arm:
+            raise ConfigError(f"arms {twin!r} and {arm!r} have the same config: leave one of them out")
+    runs = [PlannedRun(arm, config.seed, config, id, False) for id, (arm, config) in zip(ids, configs, strict=True)]
     given = {arm: dict(figures) for arm, figures in (published or {}).items()}
-    plan = Plan(folder, Path(out) / RUNS, name, protocol, arms, tuple(seeds), given, data, dataset, tuple(runs))
+    plan = Plan(out / name, out / RUNS, protocol, arms, tuple(seeds), given, data, dataset, tuple(runs), teams)
     check_begun(begun, plan)
     done = from_main(lambda: [_is_done(plan, run) for run in runs])
     return plan._replace(runs=tuple(run._replace(done=is_done) for run, is_done in zip(runs, done, strict=True)))
@@ -113,6 +113,17 @@ def _is_done(plan: Plan, run: PlannedRun) -> bool:
     folder = plan.store / run.id
     read_run(folder, run.arm, run.seed, to_dict(run.config), plan.dataset)  # raises what is wrong with its files
     return is_finished(folder)
+
+
+def _teams(devices: tuple[jax.Device, ...], spread: str) -> tuple[tuple[jax.Device, ...], ...]:
+    if spread not in ("data", "runs"):
+        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
+    if spread == "runs" and several():
+        raise ConfigError(
+            "a run a device (--devices runs) needs one process that has all devices: start one process; on several "
+            "machines give each its own seeds and comparison, and the same output folder"
+        )
+    return tuple((device,) for device in devices) if spread == "runs" else (devices,)
 
 
 def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
@@ -126,17 +137,6 @@ def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
             raise ConfigError(f"arm name {short(arm)}: must be a text that can be printed, and not too long")
         for seed in seeds:
             replace(config, seed=seed)  # refuses a seed out of range
-
-
-def check_spread(spread: str) -> None:
-    """Raise ConfigError for a way of sharing devices that there is not, or not here."""
-    if spread not in ("data", "runs"):
-        raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
-    if spread == "runs" and several():
-        raise ConfigError(
-            "a run a device (--devices runs) needs one process that has all devices: start one process; on several "
-            "machines give each its own seeds and comparison, and the same output folder"
-        )
 
 
 def _with_precision(
@@ -172,12 +172,16 @@ def check_begun(begun: Mapping[str, Any] | None, plan: Plan) -> None:
     seeds, and changes and drops none."""
     if begun is None:
         return
-    both = [arm for arm in begun["arms"] if arm in plan.arms]
-    theirs = {key: begun[key] for key in ("protocol", "dataset")}
-    mine = {"protocol": plan.protocol, "dataset": plan.dataset}
-    theirs["arms"] = {arm: with_new_fields(begun["arms"][arm]) for arm in both}
-    mine["arms"] = {arm: _without_seed(plan.arms[arm]) for arm in both}
-    if changed := _in_all_arms(differing_fields(theirs, mine), both):
+    mine = plan.to_json()
+    both = [arm for arm in begun["arms"] if arm in mine["arms"]]
+    changed = [
+        line for key in ("protocol", "dataset") for line in differing_fields({key: begun[key]}, {key: mine[key]})
+    ]
+    of_arms = {arm: differing_fields(with_new_fields(begun["arms"][arm]), mine["arms"][arm]) for arm in both}
+    common = set.intersection(*map(set, of_arms.values())) if len(both) > 1 else set()
+    changed += [f"in every arm {line}" for line in sorted(common)]  # said once
+    changed += [f"arms.{arm}.{line}" for arm, lines in of_arms.items() for line in lines if line not in common]
+    if changed:
         raise ResultsError(
             f"{plan.folder}: holds another comparison ({'; '.join(changed)}); use the old settings, or {_ELSEWHERE}"
         )
@@ -188,15 +192,3 @@ def check_begun(begun: Mapping[str, Any] | None, plan: Plan) -> None:
             f"{plan.folder}: also holds {', '.join(dropped)}; name all of them, as a comparison only grows, or "
             f"{_ELSEWHERE}"
         )
-
-
-def _in_all_arms(lines: list[str], arms: list[str]) -> list[str]:
-    """`lines` of `differing_fields`, with what is the same in every one of several arms said once."""
-    of = [{line.removeprefix(f"arms.{arm}.") for line in lines if line.startswith(f"arms.{arm}.")} for arm in arms]
-    common = sorted(set.intersection(*of)) if len(of) > 1 else []
-    said = {f"arms.{arm}.{line}" for arm in arms for line in common}
-    return [*(f"in every arm {line}" for line in common), *(line for line in lines if line not in said)]
-
-
-def _without_seed(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name != "seed"}

@@ -29,12 +29,9 @@ def test_the_first_signal_asks_to_stop_and_the_second_ctrl_c_ends(signum, capsys
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_the_second_ctrl_c_does_not_wait_for_threads():
     with stop_on_signal(threads=True):
         signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "the second one waits for no thread"
 
 
 def test_with_several_processes_sigterm_is_left_to_the_service_that_tells_all(monkeypatch):

@@ -46,10 +46,8 @@ def test_without_flags_the_run_is_the_intended_one():
     ("argv", "default", "protocols", "config"),
     [
         (["--protocol", "published"], "intended", ("published",), BASE),
-        (["--protocol=published"], "both", ("published",), BASE),
         ([], "both", ("published", "intended"), meant(BASE)),
         (["--protocol", "both", "--protocol", "published"], "intended", ("published",), BASE),  # the last one counts
-        (["--protocol", "published", "--protocol", "both"], "intended", ("published", "intended"), meant(BASE)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -68,7 +66,7 @@ def test_the_arms_of_each_protocol():
 
 def test_every_field_is_a_flag_of_its_own_name():
     argv = (
-        "--seeds 4 5 --sync-period 7 --no-flip --width 32 --stage-sizes 2 2 2 2 --precision bfloat16 --train-size 9000"
+        "--seeds 4 5 --sync-period 7 --no_flip --width 32 --stage-sizes 2 2 2 2 --precision bfloat16 --train-size 9000"
     )
     argv = [*argv.split(), "--out", "here", "--learning-rate=0.5", "--schedule-length", "None"]
     options, fields = parse_main(*argv)
@@ -79,11 +77,6 @@ def test_every_field_is_a_flag_of_its_own_name():
     changed = with_fields(meant(BASE), fields)
     assert options.config == changed
     assert arms_of(*argv) == {"Adam + Lookahead": changed, "Adam": with_fields(changed, {"lookahead": False})}
-
-
-def test_a_field_that_is_switched_off_is_given_in_either_spelling():
-    for flag in ("--no-flip", "--no_flip"):
-        assert parse_main(flag)[1] == {"flip": False}
 
 
 def test_demo_flags_can_be_changed_too():
@@ -123,18 +116,12 @@ def test_select(experiment, only, optional, selected):
         ((EXPERIMENT, OTHER), ["--protocol", "published"], ["main-published", "rates-256-published"]),
         ((EXPERIMENT,), ["--protocol", "both", "--demo"], ["main-published-demo", "main-demo"]),
         ((EXPERIMENT, OTHER), ["--only", "rates", "--name", "k10"], ["k10"]),
-        ((MEASURED,), ["--name", "k10", "--train"], ["k10"]),  # the measurement keeps its own
+        ((MEASURED,), ["--name", "k10", "--train"], ["k10"]),  # --train is --all; the measurement keeps its own name
         ((MEASURED,), [], []),
     ],
 )
 def test_the_folders_of_a_command(experiments, argv, names):
     assert [one.name for one in asked_of(*argv, experiments=experiments)] == names
-
-
-@pytest.mark.parametrize(("experiment", "argv", "number"), [(EXPERIMENT, ["--protocol", "both"], 2), (MEASURED, [], 0)])
-def test_a_name_is_for_one_comparison(experiment, argv, number):
-    with pytest.raises(ConfigError, match=f"--name k10: is for one comparison, and this command runs {number}"):
-        asked_of("--name", "k10", *argv, experiments=(experiment,))
 
 
 def test_the_defaults_are_those_of_the_first_arm_that_runs():
@@ -144,11 +131,6 @@ def test_the_defaults_are_those_of_the_first_arm_that_runs():
         assert parse_main(*only, experiments=both)[0].config == meant(RATES["lr 1e-2"])
     nothing_to_train = Experiment("Only measures.", {}, measurements=MEASURED.measurements)
     assert parse_main(experiments=(nothing_to_train,))[0].config == TrainConfig()
-
-
-def test_train_is_another_word_for_all():
-    assert parse_main("--train", experiments=(MEASURED,)) == parse_main("--all", experiments=(MEASURED,))
-    assert parse_main("--train", experiments=(MEASURED,))[0].all
 
 
 def test_a_value_that_is_called_like_a_flag_is_none():
@@ -164,12 +146,9 @@ def test_a_value_that_is_called_like_a_flag_is_none():
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--only"], "--only: give it once, with one or more names"),
         (["--only", "main", "--only=main"], "--only: give it once, with one or more names"),
         (["--only", "main", "rates"], "--only rates: must be one of main, sizes, sizes-trained$"),
-        (["--only", "mian"], r"--only mian: must be one of main, sizes, sizes-trained \(did you mean main\?\)"),
         (["--seed", "0"], "name them all: --seeds 0 1 2"),
-        (["--seed=3"], "name them all: --seeds 0 1 2"),
         (["--demo", "--data-dir", "."], "leave --data-dir out, or leave --demo out"),
         # For all arms, so also with the value that the first arm has.
         (
@@ -177,6 +156,8 @@ def test_a_value_that_is_called_like_a_flag_is_none():
             "--lookahead: the arms of main compare its values True, False. Leave the flag out",
         ),
         (["--no_lookahead", "--protocol", "published", "--demo"], "--lookahead: the arms of main compare its values"),
+        (["--name", "k10", "--protocol", "both"], "--name k10: is for one comparison, and this command runs 2"),
+        (["--name", "k10", "--only", "sizes"], "--name k10: is for one comparison, and this command runs 0"),
         (["--only", "sizes", "--width", "4"], "--width: no effect, as no network is trained. Add --train"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -200,9 +181,6 @@ def test_a_flag_is_refused_for_comparisons_that_run_only():
         (["--learning-rate", "abc"], ["--learning-rate", "'abc'"]),
         (["--num-epochs", "0"], ["num_epochs=0: must be a whole number, 1 or more"]),
         (["--optimizer", "adamm"], ["'adamm'", "('adam', 'adamw', 'sgd')"]),
-        (["--protocol", "publishd"], ["'publishd'", "('published', 'intended', 'both')"]),
-        (["--pool-size", "8"], ["pool_size=8: must be 4"]),
-        (["--width"], ["--width"]),
         (["epochs", "3"], ["Unrecognized options: epochs"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith(("-", "epochs")) else "",
@@ -218,6 +196,5 @@ def test_a_wrong_flag_is_refused_with_status_2(argv, parts, capsys, monkeypatch)
 def test_help_names_every_flag(capsys):
     assert exit_code(parse, [EXPERIMENT], ["--help"], "What this script is for.") == 0
     text = capsys.readouterr().out
-    assert "What this script is for." in text
     flags = "demo seeds num-epochs batch-size data-dir out name precision protocol sync-period only all train devices"
-    assert all(f"--{flag}" in text for flag in flags.split())
+    assert "What this script is for." in text and all(f"--{flag}" in text for flag in flags.split())

@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 
 import jax
-import numpy as np
 import pytest
 from support.tiny import STEADY, TIMES, contents, stop_after
 
-from jaxresnet.comparison.compare import Hooks, RunsFailed, compare
+from jaxresnet.comparison.compare import Hooks, compare
 from jaxresnet.errors import StorageError
 from jaxresnet.results.store import CHECKPOINTS, read_results
 from jaxresnet.training.fit import Interrupted, fit
@@ -90,29 +89,37 @@ def test_sharing_batches_gives_the_same_to_rounding(alone, tiny_data, tmp_path, 
     spread(tiny_data, out, how="data")
     assert set(recorder.devices.values()) == {tuple(THREE)}
     one, several = read_results(alone / "tiny"), read_results(out / "tiny")
-    compared = 0
-    for arm in SPREAD_ARMS:
-        for seed in SPREAD_SEEDS:
-            a, b = one.runs[arm][seed], several.runs[arm][seed]
-            assert a.scores["environment"]["num_devices"] == 1 and b.scores["environment"]["num_devices"] == 3
-            for row, other in ((a.scores, b.scores), *zip(a.rows, b.rows, strict=True)):
-                assert row.keys() == other.keys()
-                for name in row.keys() - set(TIMES) - {"environment"}:
-                    if isinstance(row[name], float):
-                        np.testing.assert_allclose(row[name], other[name], rtol=1e-4, err_msg=name)
-                        compared += 1
-                    else:
-                        assert row[name] == other[name], name
-    assert compared > 100
+    for arm, seed in ((arm, seed) for arm in SPREAD_ARMS for seed in SPREAD_SEEDS):
+        a, b = one.runs[arm][seed], several.runs[arm][seed]
+        assert a.scores["environment"]["num_devices"] == 1 and b.scores["environment"]["num_devices"] == 3
+        for row, other in ((a.scores, b.scores), *zip(a.rows, b.rows, strict=True)):
+            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name not in TIMES}
+            assert row.keys() == other.keys() and len(numbers) >= 3
+            assert {name: other[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
     assert one.runs["lr 2e-3"][0].scores["test_loss"] != one.runs["lr 1e-3"][0].scores["test_loss"]
 
 
 def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_data, tmp_path):
-    out = tmp_path / "out"
+    """First by should_stop, then by Ctrl-C: Python interrupts the thread that waits, not those that train."""
+    out, pressed = tmp_path / "out", threading.Event()
     with pytest.raises(Interrupted, match=str(out)):
         spread(tiny_data, out, should_stop=stop_after(20))
     assert len(read_results(out / "tiny").missing) >= 3, "a run asks 19 times in all"
     assert 0 < len(checkpoints(out)) <= 3, "the runs that waited were not begun"
+
+    def press(arm, seed, epoch, images):
+        if not pressed.is_set():
+            pressed.set()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(1)  # until it is heard
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is not to hear it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spread(tiny_data, out, on_progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed.is_set() and read_results(out / "tiny").missing
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)
 
@@ -139,37 +146,5 @@ def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, t
         assert 7 in steps["lr 2e-3", seed], "in the middle of the second epoch"
     assert 10 in steps["lr 1e-3", 0], "the epoch before it failed is safe"
     assert len(read_results(out / "tiny").missing) == 4
-    spread(tiny_data, out)
-    assert contents(out, timed=False) == contents(alone, timed=False)
-
-
-def test_a_run_that_blows_up_among_others_names_itself_and_leaves_a_sound_folder(tiny_data, tmp_path):
-    optim = replace(SHARED.optim, learning_rate=1e30, schedule="warmup", schedule_unit="epoch", warmup_fraction=1.0)
-    out = tmp_path / "out"
-    with pytest.raises(RunsFailed, match=r"huge seed 0: the loss.* epoch 1, step 5"):
-        spread(tiny_data, out, arms={"lr 2e-3": SHARED, "huge": replace(SHARED, optim=optim)}, seeds=(0,))
-    results = read_results(out / "tiny")
-    assert results.missing == [("huge", 0)]
-    assert [row["epoch"] for row in results.runs["huge"][0].rows] == [0]
-
-
-def test_ctrl_c_stops_the_runs_of_all_devices(alone, tiny_data, tmp_path):
-    """Python interrupts the thread that waits, not those that train."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is not to hear it
-    out, pressed = tmp_path / "out", threading.Event()
-
-    def press(arm, seed, epoch, images):
-        if (arm, seed, epoch, images) == ("lr 2e-3", 0, 0, 96) and not pressed.is_set():
-            pressed.set()
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            time.sleep(1)  # until it is heard
-
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            spread(tiny_data, out, on_progress=press)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert pressed.is_set() and ("lr 2e-3", 0) in read_results(out / "tiny").missing
-    assert 2 <= max(checkpoints(out)["lr 2e-3", 0]) < 15, "saved, in the middle"
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)

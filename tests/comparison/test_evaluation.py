@@ -12,17 +12,10 @@ from support.fake_results import fake_comparison
 from support.tiny import RUN
 
 from jaxresnet.comparison.compare import compare
-from jaxresnet.comparison.evaluation import (
-    check_accuracy,
-    confusion_matrix,
-    evaluate_runs,
-    per_class,
-    wilson_interval,
-    worst_mistakes,
-)
+from jaxresnet.comparison.evaluation import confusion_matrix, evaluate_runs, per_class, wilson_interval, worst_mistakes
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_json
-from jaxresnet.results.store import CHECKPOINTS, SCORES, Run, read_results
+from jaxresnet.results.store import CHECKPOINTS, SCORES, read_results
 
 # ---------------------------------------------------------------------------------------------------- the numbers
 
@@ -35,34 +28,20 @@ def test_confusion_matrix_has_a_row_a_true_class():
     assert confusion_matrix(labels[:0], predictions[:0], 2).tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_agrees_with_the_published_examples(successes, n, low, high):
-    """Newcombe 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I."""
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (7, 7), (913, 1000), (9126, 10_000)])
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (7, 7), (15, 148), (913, 1000), (9126, 10_000)])
 def test_wilson_interval_agrees_with_scipy(successes, n):
     expected = binomtest(successes, n).proportion_ci(0.95, "wilson")
-    assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson_interval(successes, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-4)
 
 
 def test_scores_of_the_classes():
     cat, dog, none = per_class(np.array([[3, 1, 0], [0, 5, 0], [0, 0, 0]]))
-    assert (cat.n, cat.correct, cat.accuracy) == (4, 3, 75)
-    assert (cat.low, cat.high) == pytest.approx(tuple(100 * end for end in wilson_interval(3, 4)))
-    assert dog.accuracy == dog.high == 100 and 50 < dog.low < 100
-    assert none == (0, 0, None, None, None)
-
-
-def test_a_mean_over_runs_does_not_narrow_the_interval():
-    first, second = np.array([[8, 2], [0, 10]]), np.array([[6, 4], [0, 10]])
-    (score, _) = per_class((first + second) / 2)
-    assert (score.n, score.correct, score.accuracy) == (10, 7, 70)
-    assert (score.low, score.high) == pytest.approx(tuple(100 * end for end in wilson_interval(7, 10)))
+    assert (cat["n"], cat["correct"], cat["accuracy"]) == (4, 3, 75)
+    assert (cat["low"], cat["high"]) == wilson_interval(3, 4)
+    assert dog["accuracy"] == dog["high"] == 100 and 50 < dog["low"] < 100
+    assert none == {"n": 0, "correct": 0, "accuracy": None, "low": None, "high": None}
+    cat, _ = per_class((np.array([[8, 2], [0, 10]]) + np.array([[6, 4], [0, 10]])) / 2)
+    assert (cat["n"], cat["low"], cat["high"]) == (10, *wilson_interval(7, 10)), "no narrower for a mean over runs"
 
 
 def test_worst_mistakes_are_the_most_confident_and_the_earlier_of_equals():
@@ -70,9 +49,9 @@ def test_worst_mistakes_are_the_most_confident_and_the_earlier_of_equals():
     wanted = [[0.9, 0.1, 0], [0.7, 0.3, 0], [0, 0.2, 0.8], [0.3, 0.7, 0], [0.5, 0.2, 0.3]]
     probabilities = np.array(wanted, np.float32)
     worst = worst_mistakes(probabilities, labels, 3)
-    assert [one[:3] for one in worst] == [(2, 0, 2), (1, 1, 0), (3, 2, 1)]
-    assert [one.probability for one in worst] == pytest.approx([0.8, 0.7, 0.7])
-    assert [one.image for one in worst_mistakes(probabilities, labels, 24)] == [2, 1, 3, 4]
+    assert [(one["image"], one["true"], one["predicted"]) for one in worst] == [(2, 0, 2), (1, 1, 0), (3, 2, 1)]
+    assert [one["probability"] for one in worst] == pytest.approx([0.8, 0.7, 0.7])
+    assert [one["image"] for one in worst_mistakes(probabilities, labels, 24)] == [2, 1, 3, 4]
     assert worst_mistakes(probabilities[:1], labels[:1], 24) == []
 
 
@@ -127,16 +106,6 @@ def test_a_run_that_recorded_another_accuracy_is_refused(folder, tiny_data):
     refused = rf"{path.parent.name}/checkpoints: recognises \d+ of 100 test images .* but the run recorded"
     with pytest.raises(ResultsError, match=refused):
         evaluate_runs(folder, tiny_data)
-
-
-def test_fifty_images_of_ten_thousand_may_fall_on_the_other_side(tmp_path):
-    run = Run("final model", 0, [], {"test_accuracy": 100.0}, None, tmp_path.name, tmp_path)
-    confusion = np.diag([1000] * 10)
-    confusion[0, :2] = [950, 50]
-    check_accuracy(run, confusion)
-    confusion[0, :2] = [949, 51]
-    with pytest.raises(ResultsError, match=r"recognises 9,949 of 10,000 test images \(99\.49 %\)"):
-        check_accuracy(run, confusion)
 
 
 def test_missing_checkpoints_are_named_and_the_others_are_evaluated(folder, tiny_data):

@@ -1,14 +1,12 @@
 """A measurement of networks, in which they take turns."""
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support.tiny import MODEL
 
 from jaxresnet.comparison.model_costs import measure_models
-from jaxresnet.recipes import published, published_networks
+from jaxresnet.recipes import published_networks
 from jaxresnet.results.schemas import read_measurement
 
 
@@ -61,14 +59,3 @@ def test_a_real_measurement_of_a_tiny_network(tmp_path):
     times = found["tiny"]["step_seconds"]
     assert len(times) == 3 and 0 < min(times) <= found["tiny"]["median_step_seconds"] <= max(times) < 10
     assert found["no pool"]["step_seconds"] is None and found["no pool"]["problem_here"]
-
-
-def test_the_script_trains_what_runs_and_nothing_twice():
-    script = Path(__file__).parents[2] / "experiments" / "model_parameters.py"
-    experiment = runpy.run_path(str(script))["EXPERIMENT"]
-    (arms,) = experiment.comparisons.values()
-    assert list(arms) == [*(f"configuration {i}" for i in range(1, 6)), "narrowed ResNet-18"]
-    assert len({config.model for config in arms.values()}) == len(arms)
-    base = published["adam_512"].config
-    assert all(replace(config, model=base.model) == base for config in arms.values())
-    assert experiment.select((), False) == ["model_parameters"]

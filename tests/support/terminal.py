@@ -34,10 +34,7 @@ class Terminal:
         return self._received.decode()
 
 
-def without_escapes(text):
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-
-
 def frames(text):
     """Each picture of the live line, and each other line, in the order of drawing."""
-    return [frame.strip() for frame in re.split(r"[\r\n]+", without_escapes(text)) if frame.strip()]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return [frame.strip() for frame in re.split(r"[\r\n]+", plain) if frame.strip()]
