@@ -58,7 +58,6 @@ def malformed_model(other):
         (read_evaluation, {"mean_over_seeds": {"test_accuracy": 101}}, "mean_over_seeds"),
         (read_evaluation, {"mistakes": {"seed": 0, "worst_first": [{"image": 3}]}}, "mistakes"),
     ],
-    ids=str,
 )
 def test_a_malformed_part_is_named(tmp_path, read, change, part):
     found = read(FAKES[read](tmp_path))
