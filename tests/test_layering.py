@@ -104,10 +104,7 @@ def test_experiments_use_the_public_surface():
         others = {
             n for n in imports(path) if n.startswith("jaxresnet.") and n.removeprefix("jaxresnet.") not in jr.__all__
         }
-        assert {room(name.removeprefix("jaxresnet.").rpartition(".")[0] or "x") for name in others} <= {
-            "comparison",
-            "base",
-        }, path.name
+        assert {room(name.removeprefix("jaxresnet.").rpartition(".")[0] or "x") for name in others} <= {"comparison", "base"}, path.name
 
 
 def test_the_checks_see_what_they_are_for(tmp_path):
