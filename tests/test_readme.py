@@ -117,6 +117,7 @@ def test_the_readme_shows_every_script_and_every_room():
     assert scripts == set(re.findall(r"`(\w+\.py)`", README.partition("\n## Experiments\n")[2]))
     rooms = {path.parent.name for path in (ROOT / "jaxresnet").glob("*/__init__.py")}
     assert rooms == set(re.findall(r"^  (\w+)/ ", README, re.MULTILINE))
+    assert f"{len(jr.__all__)} names" in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
