@@ -1,6 +1,6 @@
 """Every command and snippet of the README runs. Data and network are shrunk; the words are the README's own."""
 
-import json
+import importlib
 import re
 import runpy
 import shlex
@@ -12,19 +12,19 @@ import jax
 import pytest
 
 import jaxresnet as jr
+from jaxresnet.cli.main import comparisons
+from jaxresnet.cli.options import parse
+from jaxresnet.results.store import read_results
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-HAS_TORCH = find_spec("torch") is not None
-TINY = "--stage-sizes 1 --width 4 --pool-size 32 --batch-size 64 --num-epochs 1 --eval-batch-size 128"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY = "--stage-sizes 1 --width 4 --pool-size 32 --batch-size 64 --num-epochs 1 --eval-batch-size 128 --val-size 64"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+def commands(text: str) -> list[str]:
+    """The lines of the bash blocks of a page, without comments."""
+    lines = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines()
     return [" ".join(shlex.split(line, comments=True, posix=False)) for line in lines]
 
 
@@ -34,15 +34,15 @@ def small_data(monkeypatch, tmp_path):
     device = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: device)
     data = jr.make_synthetic(320, 128)
-    monkeypatch.setattr("jaxresnet.data.cifar10.load_cifar10", lambda *args: data)
-    monkeypatch.setattr(jr, "load_cifar10", lambda *args: data)
+    monkeypatch.setattr("jaxresnet.cli.main.load_cifar10", lambda *args: data)
+    monkeypatch.setattr(jr, "load_cifar10", lambda: data)
     monkeypatch.chdir(tmp_path)
-    return data
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as Python does for a script
 
 
-def run(command: str, extra: str, monkeypatch) -> None:
+def run(command: str, monkeypatch) -> None:
     """What `python` in a shell does with this command, in this process."""
-    _, *args = shlex.split(command) + shlex.split(extra)
+    _, *args = shlex.split(command)
     try:
         if args[0] == "-m":
             monkeypatch.setattr(sys, "argv", args[1:])
@@ -54,136 +54,78 @@ def run(command: str, extra: str, monkeypatch) -> None:
         assert e.code in (0, None), f"{command}: exit status {e.code}"
 
 
-def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # as Python does for a script
-    monkeypatch.setattr(
-        "jaxresnet.comparison.model_costs._turn", lambda *args: lambda: 0.01
-    )  # full networks would take minutes
-    ran = 0
-    if HAS_TORCH:
-        import torch
+def shrunk(command: str) -> str:
+    """The command with a tiny network, one epoch and one seed; and with a run of the comparison before it."""
+    if " -m " in command:
+        if "RUN" in command:
+            trained = read_results("out/adam_lookahead").runs["Adam + Lookahead"][0]
+            command = command.replace("out/runs/RUN", str(trained.folder))
+        return command if find_spec("torch") else command.replace(".pth", ".safetensors")
+    if "--help" in command or "model_parameters" in command:
+        return command
+    return f"{command} {TINY}" + (" --seeds 0" if "--seeds" not in command else "")
 
-        config = jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)
-        torch.save(jr.to_torch(jax.jit(jr.build_model(config).init)(jax.random.key(0))), "ckpt.pth")
-    for command in (c for c in commands() if c.startswith("python ")):
-        if ".pth" in command and not HAS_TORCH:
-            continue
-        script = command.split()[1]
-        if script == "-m" or "--help" in command or "model_parameters" in command:
-            extra = ""
-        else:
-            extra = f"{TINY} --val-size 64"
-            if "--seeds" not in command:
-                extra += " --seeds 0"
-        run(command, extra, monkeypatch)
-        ran += 1
-    assert ran >= 8
+
+def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
+    # Full networks would take minutes.
+    monkeypatch.setattr("jaxresnet.comparison.model_costs._turn", lambda *args: lambda: 0.01)
+    ours = [command for command in commands(README) if command.startswith("python ")]
+    assert len(ours) >= 8
+    for command in ours:
+        run(shrunk(command), monkeypatch)
     printed = capsys.readouterr().out
     assert f"{jr.count_params(jr.ModelConfig(stage_sizes=(2, 2, 2, 2), width=42)):,} parameters" in printed
-    assert "best epoch on the test set (as published)" in printed
-    folders = ("adam_lookahead", "adam_lookahead-published", "adam_lookahead-sync", "k10", "learning_rate-published")
-    for folder in (*folders, "schedulers-512", "schedulers-128", "schedulers-512-published"):
-        assert (tmp_path / "out" / folder / "figure.png").stat().st_size > 10_000
-    assert "Lookahead minus Adam" in printed or "better than" in printed
+    assert "Adam + Lookahead vs Adam" in printed and "best epoch on the test set (as published)" in printed
+    drawn = ("adam_lookahead", "adam_lookahead-published", "k10", "learning_rate-published", "schedulers-128")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert all(folder in page for folder in folders) and "model_parameters" in page
-    assert (tmp_path / "fast.safetensors").is_file()
-    assert (tmp_path / "again.pth").is_file() == (tmp_path / "run").is_dir() == HAS_TORCH
+    for folder in drawn:
+        assert (tmp_path / "out" / folder / "figure.png").stat().st_size > 10_000 and folder in page
+    assert "model_parameters" in page
+    assert list(tmp_path.glob("weights.*"))
 
 
 def test_the_library_snippet(small_data, capsys):
-    (snippet,) = blocks("python")
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     small = "num_epochs=1, batch_size=64, val_size=64, model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)"
-    shrunk = snippet.replace("num_epochs=10, batch_size=512", small).replace("[0, 1, 2]", "[0]")
-    assert shrunk.count(small) == 1 and "seeds=[0]" in shrunk
-    exec(compile(shrunk, "README.md", "exec"), {})
+    tiny = snippet.replace("num_epochs=10, batch_size=512", small).replace("[0, 1, 2]", "[0]")
+    assert tiny.count(small) == 1 and "seeds=[0]" in tiny
+    names: dict = {}
+    exec(compile(tiny, "README.md", "exec"), names)
     assert "Lookahead, k=10" in capsys.readouterr().out
-
-
-def test_predict_as_the_readme_says(small_data, monkeypatch):
-    (call,) = re.findall(r"`(jr\.predict\(.*?\))`", README)
-    run("python experiments/adam_lookahead.py", f"{TINY} --val-size 64 --seeds 0", monkeypatch)
-    probabilities = eval(call, {"jr": jr, "images": small_data.test.images})
-    assert probabilities.shape == (128, 10)
+    assert names["run"].parent == Path("out/runs") and names["probabilities"].shape == (128, 10)
 
 
 def test_every_other_command_is_run_by_the_continuous_integration():
     ci = (ROOT / ".ci" / "run").read_text()
-    extras = (ROOT / "pyproject.toml").read_text()
-    others = [c for c in commands() if not c.startswith("python ")]
-    assert len(others) >= 5
-    for command in others:
-        if command == "source .venv/bin/activate" or command == "python3 -m venv .venv":
-            continue
-        extra = re.fullmatch(r"\.venv/bin/pip install -e '?\.(\[\w+\])?'?", command)
-        if extra:  # tried once by hand where the hardware is; here only that the extra is there
-            assert not extra[1] or f"\n{extra[1].strip('[]')} = " in extras
-            continue
-        assert command in ci, f"not run by .ci/run: {command}"
+    others = [c for c in commands(README) if not c.startswith("python ") and c != "source .venv/bin/activate"]
+    assert len(others) >= 3 and all(command in ci for command in others), others
 
 
-def test_files_that_the_readme_names_are_there():
-    for name in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    text = page.read_text()
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / name).exists(), name
+    for name in re.findall(r"\b(?:benchmarks|docs|experiments|jaxresnet|tests)/[\w/]*\w\.\w+", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"`(\w+\.py)`", README):
-        assert (ROOT / "jaxresnet" / name).exists() or (ROOT / "experiments" / name).exists(), name
+    for extra in re.findall(r"'\.\[(\w+)\]'", text):
+        assert f"\n{extra} = " in (ROOT / "pyproject.toml").read_text(), extra
 
 
-def test_every_number_of_the_tables_comes_from_results():
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
-    assert tables["results_table"]() in README
-    assert tables["benchmark_table"]() in README
-    assert tables["models_table"]() in README
-    assert len(tables["FIRST_PUBLISHED"]) == 3
-    for comparison in tables["FIRST_PUBLISHED"]:
-        assert tables["subset_table"](comparison) in README, comparison
+def test_the_readme_shows_every_script_and_every_room():
+    scripts = {path.name for path in (ROOT / "experiments").glob("*.py")}
+    assert scripts == set(re.findall(r"`(\w+\.py)`", README.partition("\n## Experiments\n")[2]))
+    rooms = {path.parent.name for path in (ROOT / "jaxresnet").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^  (\w+)/ ", README, re.MULTILINE))
+    assert f"{len(jr.__all__)} names" in README
 
 
-def test_every_number_of_the_parity_page_comes_from_results():
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
-    page = (ROOT / "docs" / "parity.md").read_text()
-    for name in ("parity_table", "parity_training_table", "parity_gradient_table"):
-        assert tables[name]() in page, name
-    assert all(
-        f"results/{file}" in page
-        for file in ("parity.json", "parity-gradients.json", *tables["PARITY_TRAININGS"].values())
-    )
-
-
-def test_every_number_of_the_robustness_page_comes_from_results():
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
-    page = (ROOT / "docs" / "robustness.md").read_text()
-    for name in ("interrupt_table", "fuzz_table", "fuzz_found"):
-        assert tables[name]() in page, name
-
-
-def test_every_number_of_the_performance_page_comes_from_results():
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))
-    page = (ROOT / "docs" / "performance.md").read_text()
-    cpu = ("options_table", "profile_table", "bfloat16_profile_table", "pytorch_table")
-    others = (
-        "compiling_table",
-        "gpu_program_table",
-        "sweep_table",
-        "conv_passes_table",
-        "steps_per_dispatch_table",
-    )
-    for name in (*others, *(f"cpu_{name}" for name in cpu)):
-        assert tables[name]() in page, name
-    for folder in tables["PRECISIONS"]:
-        assert tables["precision_table"](folder) in page and tables["precision_spread_table"](folder) in page, folder
-
-
-def test_the_soak_and_the_fuzzing_left_nothing_when_they_were_written_down():
-    soak = json.loads((ROOT / "results" / "interrupt.json").read_text())
-    assert soak["identical"] == soak["kills"] and sum(row["kills"] for row in soak["table"]) == soak["kills"]
-    assert sum(row["kills"] for row in soak["table"] if row["signal"] == "SIGKILL") >= 50
-    readers = json.loads((ROOT / "results" / "fuzz.json").read_text())["readers"]
-    assert not any(reader["failures"] for reader in readers.values())
-
-
-def test_the_parity_tests_passed_when_their_errors_were_written_down():
-    rows = json.loads((ROOT / "results" / "parity.json").read_text())["quantities"]
-    assert {row["against"] for row in rows} == {"golden", "live", "NumPy"}
-    assert all(row["error"] <= row["tolerance"] for row in rows)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_flags_of_every_command_are_right(page, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    for command in commands(page.read_text()):
+        found = re.search(r"experiments/(\w+)\.py([^\"&]*)", command)
+        if found and "--help" not in command:
+            script = importlib.import_module(found[1])
+            experiments = [s.EXPERIMENT for s in getattr(script, "SCRIPTS", [script])]
+            assert comparisons(experiments, *parse(experiments, shlex.split(found[2]))) or "model_param" in command

@@ -13,10 +13,22 @@ def test_every_table_of_a_page_comes_from_results(page):
     assert readme_tables.filled(text) == text, "run python benchmarks/readme_tables.py"
 
 
-def test_the_tables_of_speed_stand_in_their_page():
-    text = (readme_tables.ROOT / "docs" / "performance.md").read_text()
-    found = re.findall("<!-- table: (.*) -->", text)
-    assert found == ["train_step", "compare_pytorch", "precision", "startup"]
+def test_every_table_stands_in_its_page():
+    found = {page.name: re.findall("<!-- table: (.*) -->", page.read_text()) for page in readme_tables.PAGES}
+    assert found == {
+        "README.md": ["results"],
+        "parity.md": ["parity", "parity_training", "parity_gradients"],
+        "performance.md": ["train_step", "compare_pytorch", "precision", "startup"],
+        "robustness.md": ["interrupt"],
+        "scaling.md": [],
+    }
+    assert {name for names in found.values() for name in names} == set(readme_tables.TABLES)
+
+
+@pytest.mark.parametrize("file, page", [("interrupt", "robustness"), ("train_step-cpu", "performance")])
+def test_a_page_names_the_commit_that_was_measured(file, page):
+    measured = json.loads((readme_tables.RESULTS / f"{file}.json").read_text())["environment"]["commit"][:7]
+    assert f"commit {measured}" in (readme_tables.ROOT / "docs" / f"{page}.md").read_text()
 
 
 def test_a_typed_number_is_replaced():
