@@ -26,7 +26,7 @@ ALLOWED = {
 # The files that may know a library at all. What is not listed may be imported anywhere.
 ONLY_IN = {
     "flax": "nn",
-    "orbax": "training/checkpoint comparison/imports",
+    "orbax": "training/checkpoint",
     "optax": "optim training",
     "tensorflow_datasets": "data/tfds",
     "array_record": "data/tfds",

@@ -16,13 +16,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxresnet.config import TrainConfig, from_dict, to_dict
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import lock, parse_json, read_json, read_text, write_json, write_rows
 from jaxresnet.reporting.report import render
 from jaxresnet.results.schemas import check_parts, comparison_path
 from jaxresnet.results.store import CHECKPOINTS, HISTORY, RUNS, SCORES, begin_run, is_finished, run_id
-from jaxresnet.training.checkpoint import Record, save_weights
+from jaxresnet.training.checkpoint import Record, load_arrays, save_weights
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.predict import blank_state
 from jaxresnet.training.state import Weights, weights_of
@@ -92,11 +94,9 @@ def _import_run(scores: Path, config: TrainConfig, dataset: dict[str, Any], targ
 
 
 def _load(checkpoint: Path, config: TrainConfig) -> Weights:
-    from orbax.checkpoint import v1 as ocp
-
-    like = {"state": blank_state(config), "totals": zero_totals()}
+    like = {"state": blank_state(config), "totals": jax.device_put(zero_totals())}
     try:
-        return weights_of(ocp.load(checkpoint.resolve(), like)["state"])
+        return weights_of(load_arrays(checkpoint, like)["state"])
     except (OSError, ValueError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ResultsError(f"{checkpoint}: cannot be read ({reason}); {_REMEDY}, or move it away") from e
