@@ -40,11 +40,11 @@ def distributed() -> Iterator[None]:
                 _integer("JAX_PROCESS_ID"),
                 cluster_detection_method=method if method not in ("", "auto") else None,
             )
-        except (ValueError, TypeError, RuntimeError) as e:
+        except (KeyError, ValueError, TypeError, RuntimeError) as e:
             raise ConfigError(
                 f"the processes of this run did not find each other ({str(e).splitlines()[0]}). Set "
                 "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0), or on a cluster "
-                "JAXRESNET_DISTRIBUTED=auto; unset them to run alone"
+                "JAXRESNET_DISTRIBUTED=auto, or mpi4py under MPI; unset them to run alone"
             ) from e
     with ExitStack() as held:
         if not is_main():

@@ -243,6 +243,6 @@ def _is_due(saved_at: float, save_seconds: float) -> bool:
 
 def _not_finite(config: TrainConfig, what: str) -> NonFiniteError:
     return NonFiniteError(
-        f"seed {config.seed}: {what} (counted from 0). Try a lower learning rate, a warm-up, or precision float32, in "
-        "another output folder. Checkpoints before it are intact"
+        f"seed {config.seed}: {what} (counted from 0). Try a lower learning rate, a warm-up, or precision float32. "
+        "Checkpoints before it are intact"
     )

@@ -18,26 +18,28 @@ def resume(folder: str | Path, fresh: Saved, restart: bool) -> Saved:
     none is left. Without it ResultsError is raised then, and always where the checkpoints are of another run. Several
     processes call this alike.
     """
-    lost = [f"{path}: half-written" for path in from_main(lambda: checkpoint.remove_unfinished(folder))]
-    damaged = from_main(lambda: [f"{path}: set aside before" for path in map(str, Path(folder).glob("damaged-*"))])
+    unfinished = [f"{path}: half-written" for path in from_main(lambda: checkpoint.remove_unfinished(folder))]
+    before = from_main(lambda: [f"{path}: set aside before" for path in map(str, Path(folder).glob("damaged-*"))])
+    damaged: list[str] = []
     for step in from_main(lambda: checkpoint.saved_steps(folder)):
         try:
             newest = _restored(folder, step, fresh)
         except DamagedError as e:
             aside = from_main(partial(checkpoint.set_aside, folder, step))
             damaged.append(f"{e}; kept as {aside}")
-            lost.append(damaged[-1])
             continue
-        if lost:
-            _warn(f"{'; '.join(lost)}. Continuing from the checkpoint before, {folder}/{step}")
+        if damaged or unfinished:
+            lost = "; ".join([*damaged, *unfinished])
+            _warn(f"{lost}. Continuing from the checkpoint before, {folder}/{step}")
         return newest
+    damaged = damaged or before
+    lost = "; ".join([*damaged, *unfinished])
     if damaged and not restart:
         raise ResultsError(
-            f"no checkpoint to continue from ({'; '.join([*damaged, *lost])}). With --restart (fit: restart=True) the "
-            "run begins anew"
+            f"no checkpoint to continue from ({lost}). With --restart (fit: restart=True) the run begins anew"
         )
     if lost:
-        _warn(f"{'; '.join(lost)}. There is no checkpoint before to continue from: the run begins anew")
+        _warn(f"{lost}. There is no checkpoint before to continue from: the run begins anew")
     return fresh
 
 
