@@ -1,5 +1,6 @@
 """Files: replaced in one step, read back with every damage named, and one process at a time in a folder."""
 
+import errno
 import json
 import math
 import os
@@ -143,7 +144,7 @@ def lock(folder: str | Path) -> Iterator[None]:
 
     The lock is the kernel's (on the file `.lock`), so it ends with the process that holds it, however that ends.
     Raises ResultsError that names the holder where another process, or another thread of this one, has it, and
-    StorageError where the folder cannot be written to. A file system without locks is used without, with a warning.
+    StorageError where the folder cannot be written to. Where the file system has no locks, a warning says so.
     """
     from filelock import FileLock, Timeout
 
@@ -158,8 +159,10 @@ def lock(folder: str | Path) -> Iterator[None]:
             raise ResultsError(
                 f"{folder}: in use by {_named(holder)}. Wait for it, or choose another output folder (--out)"
             ) from None
-        except NotImplementedError as e:
-            print(f"warning: {folder}: {e}; see that no other process writes there", file=sys.stderr)
+        except OSError as e:
+            if e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            print(f"warning: {folder}: no locks here ({e.strerror}); see that no other process writes there")
         write_json(holder, _myself())
     except OSError as e:
         raise StorageError(f"{folder}: cannot be written to ({e.strerror or e}); choose another folder") from e

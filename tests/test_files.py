@@ -1,10 +1,12 @@
 """Atomic files, JSON that may be damaged, and one process at a time in a folder."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 
+import filelock
 import pytest
 
 from jaxresnet.errors import ResultsError, StorageError
@@ -67,6 +69,16 @@ def test_a_holder_that_has_not_said_its_name_yet(tmp_path, holder):
     (tmp_path / ".holder.json").write_text("")
     with pytest.raises(ResultsError, match="in use by another process"), lock(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with lock(tmp_path):
+        pass
+    assert "no locks here (No locks available)" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -17,7 +17,7 @@ from jaxresnet.comparison.plan import Plan, PlannedRun, check_arms, prepare
 from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Dataset
-from jaxresnet.distributed import distributed, from_main, is_main, main_first
+from jaxresnet.distributed import distributed, from_main, is_main, main_first, several
 from jaxresnet.errors import ConfigError, UserError
 from jaxresnet.hardware import device_name
 from jaxresnet.nn.summary import count_macs
@@ -26,6 +26,7 @@ from jaxresnet.reporting.report import render, render_tree
 from jaxresnet.results.schemas import measurement_path
 from jaxresnet.training.compilation import use_compilation_cache
 
+ALONE = "several processes only train: run the same command in one process for what comes after"
 PROTOCOLS = {"intended": "", "published": "-published"}  # what each adds to the name of a comparison's folder
 
 
@@ -65,7 +66,7 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
             )
             for one, data in zip(asked, datasets, strict=True)
         ]
-        from_main(lambda: run_measurements(experiments, options))
+        run_measurements(experiments, options)
         failed = run_plans(asked, plans, options) if plans else []
         if len(experiments) > 1:
             print(from_main(lambda: _page_over_all(options.out)))
@@ -126,6 +127,8 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
             folder = options.out / (name + "-demo" * options.demo)
             if measurement_path(folder).is_file():
                 print(f"{folder} is there already: remove it to measure again")
+            elif several():
+                print(f"{folder}: networks are measured by one process; run the same command in one")
             else:
                 print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
 
@@ -172,7 +175,7 @@ def _run_plan(one: Asked, plan: Plan, restart: bool, hooks: Hooks, progress: Pro
     if failure:
         raise failure
     if one.experiment.after:
-        progress.print(from_main(lambda: _after(one.experiment, plan)))
+        progress.print(ALONE if several() else _after(one.experiment, plan))
 
 
 def _after(experiment: Experiment, plan: Plan) -> str:

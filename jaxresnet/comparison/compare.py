@@ -17,7 +17,7 @@ from jaxresnet.files import lock, write_json
 from jaxresnet.hardware import environment
 from jaxresnet.reporting.report import Report, render
 from jaxresnet.results.schemas import comparison_path
-from jaxresnet.results.store import remove_unfinished
+from jaxresnet.results.store import remove_temporary
 from jaxresnet.training.fit import Interrupted, Row
 
 
@@ -129,7 +129,7 @@ def run_plan(plan: Plan, restart: bool = False, hooks: Hooks = Hooks()) -> Compa
 
 def _claim(plan: Plan) -> None:
     """Write comparison.json, or add arms and seeds to the one there. For the one that holds the folder's lock."""
-    remove_unfinished(plan.folder)
+    remove_temporary(plan.folder)
     begun = read_begun(plan.folder)
     check_begun(begun, plan)  # once more: the plan may be hours old
     mine = plan.to_json()

@@ -22,6 +22,7 @@ from jaxresnet.reporting.evaluation import draw_mistakes, render_evaluation
 from jaxresnet.results.findings import SELECTED_ON
 from jaxresnet.results.schemas import evaluation_path
 from jaxresnet.results.store import CHECKPOINTS, Run, read_results
+from jaxresnet.training.checkpoint import saved_steps
 from jaxresnet.training.predict import predict
 
 NUM_MISTAKES = 24
@@ -95,7 +96,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         raise ResultsError(f"{folder}: holds the arms {', '.join(results.runs)}; only one arm can be evaluated")
     (arm,) = results.runs
     finished = results.finished(arm)
-    runs = [run for run in finished if (run.folder / CHECKPOINTS).is_dir()]
+    runs = [run for run in finished if saved_steps(run.folder / CHECKPOINTS)]
     gone = [run for run in finished if run not in runs]
     if not runs:
         folders = ", ".join(str(run.folder / CHECKPOINTS) for run in gone)

@@ -22,7 +22,7 @@ from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
 from jaxresnet.training.fit import Interrupted, Row, fit
 
-Run = TypeVar("Run")
+R = TypeVar("R")
 
 
 def run_one(
@@ -81,7 +81,7 @@ def _check_checkpoints(folder: Path, restart: bool) -> None:
     rows, checkpoints = folder / HISTORY, folder / CHECKPOINTS
     if restart or not rows.is_file() or not rows.stat().st_size:
         return
-    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+    if not any(checkpoints.glob("[!.]*")):  # but for the lock
         raise ResultsError(
             f"{checkpoints}: holds no checkpoint, but {rows.name} has finished epochs. Put the checkpoints back, or "
             "begin the run anew with --restart (compare: restart=True)"
@@ -99,9 +99,9 @@ def _reason(error: Exception, seed: int) -> str:
 
 
 def spread_over(
-    runs: Sequence[Run],
+    runs: Sequence[R],
     teams: Sequence[Sequence[jax.Device]],
-    train: Callable[[Run, Sequence[jax.Device], Callable[[], bool]], None],
+    train: Callable[[R, Sequence[jax.Device], Callable[[], bool]], None],
     should_stop: Callable[[], bool],
 ) -> None:
     """Call train(run, team, should_stop) for every run, each team of devices with one at a time, in a thread each.

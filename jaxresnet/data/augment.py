@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxresnet.config import AugmentConfig
+from jaxresnet.data.dataset import IMAGE_SIZE
 
 # Of the published project, per channel in RGB order, for pixels scaled to 0..1.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
-IMAGE_SIZE = 32
 
 
 class EpochPlan(NamedTuple):

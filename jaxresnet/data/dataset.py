@@ -8,6 +8,7 @@ import numpy as np
 from jaxresnet.config import TrainConfig
 from jaxresnet.errors import ConfigError, DataError
 
+IMAGE_SIZE = 32  # side, pixels
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

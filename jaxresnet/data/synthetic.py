@@ -14,14 +14,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxresnet.data.dataset import Dataset, Split
+from jaxresnet.data.dataset import IMAGE_SIZE, Dataset, Split
 from jaxresnet.errors import ConfigError
 
 SYNTHETIC_CLASSES = (
     *("disc", "square", "triangle", "cross", "ring", "crescent"),
     *("horizontal stripes", "vertical stripes", "checkerboard", "dots"),
 )
-IMAGE_SIZE = 32
 # Images are drawn this many at a time, each block from its own random stream, and the last block is cut to length. So
 # image i depends on the seed and on i alone, and the temporary arrays fit the processor's cache. A multiple of ten.
 BLOCK_SIZE = 100

@@ -12,7 +12,7 @@ from jaxresnet.recipes import SOURCE, published
 from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
 from jaxresnet.reporting.tables import Table, as_bullets, as_markdown, from_columns, mean_sd
 from jaxresnet.results.findings import AS_PUBLISHED, SELECTED_ON
-from jaxresnet.results.reproduction import Reproduction, Row
+from jaxresnet.results.reproduction import PublishedRow, Reproduction
 from jaxresnet.results.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _what(config: TrainConfig) -> str:
     return f"{name}{lookahead}, {optim.schedule}, {rate}"
 
 
-def make_verdict(row: Row) -> str:
+def make_verdict(row: PublishedRow) -> str:
     """Whether the published best lies in our spread: "inside (89.80 to 91.90)", or why that cannot be said."""
     if len(row.as_published) < 2:
         return "one run: cannot tell" if row.as_published else "not run yet"

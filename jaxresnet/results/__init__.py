@@ -1,3 +1,5 @@
-"""Runs on disk, and what they say; no JAX here. store: runs and comparisons. tree: a folder around several. schemas:
-evaluation.json and measurement.json. statistics, findings and reproduction: the numbers, and what they mean in words.
+"""Runs on disk, and what they say; no JAX here.
+
+`store`: runs and comparisons. `tree`: a folder around several. `schemas`: what comparison.json, evaluation.json and
+measurement.json hold. `statistics`, `findings` and `reproduction`: the numbers, and what they mean in words.
 """

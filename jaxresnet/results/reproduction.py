@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """A published run, and ours that repeat it, as {seed: score}: as published, and as intended."""
 
     name: str
@@ -65,7 +65,7 @@ class Reproduction:
     unreadable: the runs whose config this version cannot read, each with the reason.
     """
 
-    rows: list[Row]
+    rows: list[PublishedRow]
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -97,7 +97,7 @@ def reproduce(comparisons: Mapping[str, Results]) -> Reproduction:
     comparisons: {name: results}. Of several runs that are the same but for the arithmetic, the first counts. A run with
     fewer epochs or images, or another setting, repeats none.
     """
-    rows = {name: Row(name, run) for name, run in published.items()}
+    rows = {name: PublishedRow(name, run) for name, run in published.items()}
     unreadable: list[str] = []
     for folder, results in comparisons.items():
         if any(results.config["dataset"].get(key) != value for key, value in CIFAR10.items()):

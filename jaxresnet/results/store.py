@@ -128,14 +128,14 @@ def begin_run(folder: Path, config: TrainConfig, data: Mapping[str, Any]) -> Non
     else:
         write_json(folder / CONFIG, {"config": to_dict(config), "data": dict(data)})
     (folder / FAILURE).unlink(missing_ok=True)
-    remove_unfinished(folder)
+    remove_temporary(folder)
 
 
 def is_finished(folder: Path) -> bool:
     return (folder / HISTORY).is_file() and (folder / SCORES).is_file()
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left. For the one that holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
@@ -229,6 +229,8 @@ def read_results(folder: str | Path) -> Results:
     folder = Path(folder)
     config = read_comparison(folder)
     store = Path(os.path.abspath(folder)).parent / RUNS
+    if not store.is_dir():
+        raise ResultsError(f"{store}: no such folder, and it has the runs of {folder}; move the folder around both")
 
     def read(arm: str, seed: int) -> Run:
         own = {**config["arms"][arm], "seed": seed}

@@ -137,7 +137,7 @@ def _plain(path: Path) -> Iterator[Path]:
 def read_record(folder: str | Path, step: int) -> Record:
     """The JSON part of the checkpoint at `step`."""
     found = _read_record(Path(folder) / str(step))
-    return Record(**{name: found[name] for name in Record.__dataclass_fields__})
+    return Record(**{name: found[name] for name in Record.__dataclass_fields__ if name in found})
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _restored(folder: str | Path, step: int, name: str, like: Any) -> Any:
     path = Path(folder) / str(step)
     record = _read_record(path)
     _check_shapes(path, record["shapes"].get(name, {}), _shapes(like))
-    found = _checksums(path)
+    found = from_main(lambda: _checksums(path))
     changed = sorted(file for file, entry in record["files"].items() if found.get(file) != entry)
     if changed:
         raise DamagedError(f"{path}: {changed[0]} is missing or damaged")

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
-from jaxresnet.data.augment import IMAGE_SIZE, EpochPlan, epoch_plan
-from jaxresnet.data.dataset import Split
+from jaxresnet.data.augment import EpochPlan, epoch_plan
+from jaxresnet.data.dataset import IMAGE_SIZE, Split
 from jaxresnet.errors import ConfigError
 from jaxresnet.nn.cpu.conv import convolves_in_loops
 from jaxresnet.nn.resnet import build_model
@@ -28,7 +28,7 @@ from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train
 Batch = tuple[Array, Array]  # images and labels, on every device
 
 # Where several steps share a dispatch on a CPU. Enough that the memory which a dispatch asks the system for anew hardly
-# counts, few enough that progress and Ctrl-C do not wait long (docs/performance.md). Of a larger network, less.
+# counts, few enough that progress and Ctrl-C do not wait long (docs/performance.md). Larger networks take fewer.
 IMAGES_PER_DISPATCH = 2048
 
 
@@ -160,7 +160,7 @@ def _static(engine: Engine, count: int, batch_size: int) -> int | None:
 def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callable[..., tuple[TrainState, TrainTotals]]:
     """`steps.train_steps`, compiled: (state, totals, hypers, images, labels, plan, start, count) -> (state, totals).
 
-    `state` and `totals` are given away. The last argument counts only where this one is None."""
+    `state` and `totals` are donated. The last argument counts only where this one is None."""
     state, num_train = jax.eval_shape(lambda: _init_abstract(engine)), engine.num_train
     recipe = make_recipe(engine.config, num_train, len(engine.devices), engine.platform)
     # On a GPU a loop carries the state as a few long vectors.
@@ -219,7 +219,7 @@ def train(
     plan: EpochPlan,
     dispatch: tuple[int, int, int],
 ) -> tuple[TrainState, TrainTotals]:
-    """Train on the batches of one of `dispatches`. `state` and `totals` are given away.
+    """Train on the batches of one of `dispatches`. `state` and `totals` are donated.
 
     images: (N, 32, 32, 3) uint8, labels: (N,) int32, all training images, on the devices, as are hypers and plan."""
     step, count, batch_size = dispatch
@@ -241,5 +241,5 @@ def _copied(tree: Any) -> Any:
 
 
 def copy_weights(state: TrainState) -> Weights:
-    """Its weights, which outlive the state: that is given away to the next step."""
+    """Its weights, which outlive the state: that is donated to the next step."""
     return _copied(weights_of(state))

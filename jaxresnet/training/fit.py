@@ -89,11 +89,11 @@ def fit(
     splits = {"val": val, "test": data.test}
     batches = {name: engine.place_batches(split, config.eval_batch_size, devices) for name, split in splits.items()}
 
-    def score(weights: Weights, split: str) -> tuple[float, float]:
-        """(loss in nats, accuracy in percent) on a split."""
+    def score(weights: Weights, split: str, epoch: int) -> tuple[float, float]:
+        """(loss in nats, accuracy in percent) of an epoch's weights on a split."""
         loss, accuracy = averages(engine.evaluate(programs, weights.variables(config.eval_weights), batches[split]))
         if not math.isfinite(loss):  # running statistics lag behind the weights, and training may be well
-            raise _not_finite(config, f"the {split} loss is {loss} after epoch {len(record.history) - 1}")
+            raise _not_finite(config, f"the {split} loss is {loss} after epoch {epoch}")
         return loss, accuracy
 
     with nullcontext() if workdir is None else on_main(lock(workdir)):
@@ -115,7 +115,7 @@ def fit(
                 run = _finish_epoch(config, programs, run, train.num_examples, score)
                 accelerator = programs.platform != "cpu"
                 due = not accelerator or epoch + 1 == config.num_epochs or _is_due(saved_at, save_seconds)
-                stopped = stop() and epoch + 1 < config.num_epochs
+                stopped = epoch + 1 < config.num_epochs and stop()
             if workdir is not None and (stopped or due):
                 start = time.monotonic()
                 checkpoint.save(workdir, run)
@@ -160,7 +160,9 @@ def _train_epoch(
         skipped = int(state.step) - epoch * steps - taken if config.skip_nonfinite else int(bad_step >= 0)
         if skipped > allowed or skipped == steps:
             first = f"step {bad_step}"
-            if config.skip_nonfinite:
+            if skipped == steps > 1:
+                first += ", and so in every step of it"
+            elif config.skip_nonfinite:
                 first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
             raise _not_finite(
                 config,
@@ -178,7 +180,7 @@ def _finish_epoch(
     programs: engine.Engine,
     run: Saved,
     num_train: int,
-    score: Callable[[Weights, str], tuple[float, float]],
+    score: Callable[[Weights, str, int], tuple[float, float]],
 ) -> Saved:
     """Score the epoch that was trained, add its row to the history, and keep its weights if they are the best."""
     state, totals, record = run.state, run.totals, run.record
@@ -194,7 +196,7 @@ def _finish_epoch(
         "train_accuracy": accuracy,
     }
     for split, wanted in (("val", config.val_size > 0), ("test", config.test_every_epoch)):
-        row[f"{split}_loss"], row[f"{split}_accuracy"] = score(weights, split) if wanted else (None, None)
+        row[f"{split}_loss"], row[f"{split}_accuracy"] = score(weights, split, epoch) if wanted else (None, None)
     for name, total in zip(("grad_norm", "param_norm", "update_norm"), np.asarray(totals.norms), strict=True):
         row[name] = float(total) / taken
     row["skipped_steps"] = int(state.step) - epoch * steps - taken
@@ -209,13 +211,13 @@ def _finish_epoch(
 
 
 def _summary(
-    config: TrainConfig, run: Saved, score: Callable[[Weights, str], tuple[float, float]], compile_seconds: float
+    config: TrainConfig, run: Saved, score: Callable[[Weights, str, int], tuple[float, float]], compile_seconds: float
 ) -> dict[str, Any]:
     history = run.record.history
     best = history[best_epoch(config.selection, history)]
     test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
     if test_accuracy is None:  # the one time that this run sees the test set
-        test_loss, test_accuracy = score(run.best, "test")
+        test_loss, test_accuracy = score(run.best, "test", best["epoch"])
     data = run.record.data
     return {
         "seed": config.seed,

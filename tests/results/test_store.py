@@ -195,6 +195,13 @@ def test_other_damage_to_a_run_is_named(folder, name, damage, message):
         read_results(folder)
 
 
+def test_a_comparison_away_from_its_runs_is_refused(folder):
+    """Else it would be drawn as one that nothing was trained for."""
+    (folder.parent / "runs").rename(folder.parent / "away")
+    with pytest.raises(ResultsError, match=r"runs: no such folder.*move the folder around both"):
+        read_results(folder)
+
+
 def test_a_history_that_is_cut_between_two_rows_is_named(folder):
     path = rows_path(folder, LOOKAHEAD, 0)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))

@@ -26,6 +26,7 @@ from jaxresnet.optim.schedules import make_schedule
 from jaxresnet.training import checkpoint, engine
 from jaxresnet.training.engine import make_engine
 from jaxresnet.training.fit import Interrupted, fit
+from jaxresnet.training.metrics import Sums
 from jaxresnet.training.state import weights_of
 
 ONE = jax.devices()[:1]
@@ -296,6 +297,15 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint
         assert np.isfinite(leaf).all(), path
     start = engine.init_state(make_engine(blows_up, 256, ONE), 0)
     assert_same_bits(saved.state.params, start.params)  # a learning rate of zero
+
+
+def test_a_validation_loss_that_is_not_finite_names_its_epoch(tiny_data, tmp_path, monkeypatch):
+    """Running statistics lag behind the weights, so training may be well."""
+    scored = iter([1.0, np.inf])
+    monkeypatch.setattr(engine, "evaluate", lambda *_: Sums(next(scored), 1, 1))
+    with pytest.raises(NonFiniteError, match=r"seed 0: the val loss is inf after epoch 1 \(counted from 0\)"):
+        fit(RUN, tiny_data, tmp_path, devices=ONE)
+    assert checkpoint.saved_steps(tmp_path) == [4]
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

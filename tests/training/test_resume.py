@@ -302,7 +302,7 @@ def test_the_count_goes_on_after_an_interruption(tiny_data, bad_steps, tmp_path)
 
 def test_an_epoch_without_a_single_good_step_stops_the_run(tiny_data, bad_steps):
     bad_steps |= {4, 5, 6, 7}
-    with pytest.raises(NonFiniteError, match="epoch 1, step 4"):
+    with pytest.raises(NonFiniteError, match="epoch 1, step 4, and so in every step of it"):
         fit(replace(SKIP, skip_nonfinite=100), tiny_data, devices=ONE)
 
 
