@@ -17,7 +17,7 @@ from jaxresnet.reporting.reproduction import (
     make_verdict,
 )
 from jaxresnet.results.findings import AS_PUBLISHED
-from jaxresnet.results.reproduction import Row, Score, reproduce
+from jaxresnet.results.reproduction import PublishedRow, Score, reproduce
 from jaxresnet.results.tree import read_tree
 
 THREE = {0: (91.0, 90.8), 1: (92.0, 91.8), 2: (93.0, 92.8)}
@@ -76,7 +76,7 @@ def test_the_table_has_a_row_a_published_run(tmp_path):
 )
 def test_a_verdict_says_inside_or_outside_or_why_not(values, verdict):
     scores = {seed: Score(value, None, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
-    assert make_verdict(Row("adam_512", published["adam_512"], as_published=scores)) == verdict
+    assert make_verdict(PublishedRow("adam_512", published["adam_512"], as_published=scores)) == verdict
 
 
 def test_files_lie_in_the_root_until_nothing_is_reproduced(tmp_path, found):

@@ -6,7 +6,7 @@ import pytest
 from support.fake_results import CIFAR10, fake_reproduction
 
 from jaxresnet.recipes import Published, published
-from jaxresnet.results.reproduction import Row, Score, reproduce
+from jaxresnet.results.reproduction import PublishedRow, Score, reproduce
 from jaxresnet.results.tree import read_tree
 
 THREE = {0: (91.0, 90.8), 1: (92.0, 91.8), 2: (93.0, 92.8)}
@@ -47,7 +47,7 @@ def test_both_protocols_make_a_row(tmp_path):
 def test_whether_the_published_figure_lies_inside_our_spread(values, spread, inside):
     scores = {seed: Score(value, None, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
     run = Published(published["adam_512"].config, best=91.26, best_epoch=49, last=91.0)
-    row = Row("adam_512", run, as_published=scores)
+    row = PublishedRow("adam_512", run, as_published=scores)
     assert row.spread == (spread and pytest.approx(spread, abs=0.005)) and row.inside is inside
 
 
