@@ -192,7 +192,7 @@ def test_a_turn_that_would_break_off_within_a_dispatch_is_refused(monkeypatch):
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
     config = make_config(jr.ModelConfig((1,), 8, pool_size=32, precision="bfloat16"), 16)
     data = jr.Split(np.zeros((33, 32, 32, 3), np.uint8), np.zeros(33, np.int32))
-    with pytest.raises(ValueError, match="a turn of 1 steps came to 2: a dispatch is "):
+    with pytest.raises(ValueError, match="1 steps are no whole dispatches: 2 would be"):
         LibraryStep(config, data, steps=1).run()
 
 

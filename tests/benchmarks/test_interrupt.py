@@ -19,7 +19,8 @@ def test_killed_at_random_instants_the_same_command_ends_in_the_same_bytes(tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 kills ended in identical bytes" in done.stdout
     written = json.loads((tmp_path / "a.json").read_text())
-    assert {"config.json", "figure.png", "report.html", "summary.json"} < set(written["compared"])
+    drawn = {f"num_epochs-demo/{name}" for name in ("comparison.json", "figure.png", "report.html", "summary.json")}
+    assert drawn < set(written["compared"])
     assert sum(name.startswith("weights of ") for name in written["compared"]) == 3
     assert [(row["kills"], row["identical"]) for row in written["table"]] == [(1, 1)] * 4
     for record in written["records"]:
