@@ -115,6 +115,10 @@ def _init(model: ModelConfig, optim: OptimConfig, platform: str) -> Callable[[Ar
     return jax.jit(partial(create_train_state, build_model(model, AXIS, platform), tx))
 
 
+def _state_shapes(model: ModelConfig, optim: OptimConfig, platform: str) -> TrainState:
+    return jax.eval_shape(_init(model, optim, platform), jnp.uint32(0))  # traced once, with what will be called
+
+
 def init_totals(engine: Engine) -> TrainTotals:
     return replicate(zero_totals(), engine.devices)
 
@@ -161,7 +165,7 @@ def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callab
     """`steps.train_steps`, compiled: (state, totals, hypers, images, labels, plan, start, count) -> (state, totals).
 
     `state` and `totals` are donated. The last argument counts only where this one is None."""
-    state, num_train = jax.eval_shape(lambda: _init_abstract(engine)), engine.num_train
+    state, num_train = _state_shapes(engine.config.model, engine.config.optim, engine.platform), engine.num_train
     recipe = make_recipe(engine.config, num_train, len(engine.devices), engine.platform)
     # On a GPU a loop carries the state as a few long vectors.
     layout = vectors(state) if engine.platform == "gpu" and count != 1 else AS_IT_IS
@@ -177,17 +181,12 @@ def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callab
     return map_and_compile(steps, arguments, engine.devices, donate=(0, 1))
 
 
-def _init_abstract(engine: Engine) -> TrainState:
-    optim = engine.config.optim
-    return create_train_state(build_model(engine.config.model), make_step_optimizer(optim, hypers_of(optim)), 0)
-
-
 @cache
 def _eval_program(model: ModelConfig, batch_size: int, platform: str, devices: Devices) -> Callable[..., Sums]:
     """`steps.eval_step`, compiled: (variables, images, labels) -> sums over a batch of `batch_size`."""
     config = TrainConfig(model=model)
     recipe: Recipe = make_recipe(config, config.batch_size, len(devices), platform)
-    variables = jax.eval_shape(lambda: build_model(model).init(jax.random.key(0)))
+    variables = weights_of(_state_shapes(model, OptimConfig(), platform)).fast
     return map_and_compile(partial(eval_step, recipe), (variables, *_abstract_data(batch_size)), devices)
 
 
