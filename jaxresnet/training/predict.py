@@ -47,12 +47,12 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
     folder = Path(folder)
     if not folder.is_dir():
         what = "a file, no folder; `convert` makes one of it" if folder.is_file() else "no such folder"
-        raise ResultsError(f"{folder}: {what}; give a run's folder")
+        raise ResultsError(f"{folder}: {what}; give a run's folder, as out/runs/<id>")
     inside = folder / "checkpoints"
     folder = inside if inside.is_dir() else folder
     step = next(iter(checkpoint.saved_steps(folder)), None)
     if step is None:
-        raise ResultsError(f"{folder}: holds no checkpoint; give a run's folder")
+        raise ResultsError(f"{folder}: holds no checkpoint; give a run's folder, as out/runs/<id>")
     record = checkpoint.read_record(folder, step)
     if not record.history and not record.converted:
         raise ResultsError(f"{folder}: the run has not finished an epoch yet; continue it first")
