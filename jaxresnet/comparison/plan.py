@@ -87,6 +87,8 @@ def prepare(
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
     teams = _teams(tuple(jax.devices() if devices is None else devices), spread)
     out = Path(out)
+    if Path(out).is_file():
+        raise ResultsError(f"{out}: is a file; give a folder for the results (--out)")
     if comparison_path(out).exists():
         raise ResultsError(
             f"{out}: is the folder of one comparison; give the one around it as the output folder (--out)"

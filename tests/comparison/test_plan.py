@@ -175,6 +175,15 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tiny_data, tmp_pat
     assert contents(tmp_path) == {"tiny/thesis.tex": b"mine", "tiny/comparison.json": b'{"editor": "vi"}'}
 
 
+def test_an_output_folder_that_is_none_is_refused(tiny_data, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "comparison.json").write_text("{}")
+    for out, message in (("file", "file: is a file; give a folder"), ("one", "one: is the folder of one comparison")):
+        with pytest.raises(ResultsError, match=message):
+            prepare({"A": RUN}, (0,), tiny_data, tmp_path / out)
+
+
 def test_a_damaged_run_or_another_one_under_the_same_id_is_refused(tiny_data, begun):
     """A default that was changed between two versions would make another one."""
     first, *_, last = [begun / "runs" / run.id for run in plan_tiny(tiny_data, begun).runs]
