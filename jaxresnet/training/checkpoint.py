@@ -155,25 +155,26 @@ def restore(folder: str | Path, step: int, like: Saved) -> Saved:
 
     Raises DamagedError where it is not what was written, ResultsError where it holds other arrays than `like`.
     """
-    record = read_record(folder, step)
-    state = _restored(folder, step, "state", {"state": like.state, "totals": like.totals})
-    return Saved(state["state"], state["totals"], _restored(folder, step, "best", like.best), record)
+    likes = {"state": {"state": like.state, "totals": like.totals}, "best": like.best}
+    found = _restored(Path(folder) / str(step), likes)
+    return Saved(**found["state"], best=found["best"], record=read_record(folder, step))
 
 
 def restore_best(folder: str | Path, step: int, like: Weights) -> Weights:
     """The weights of the chosen epoch alone. Raises as `restore`."""
-    return _restored(folder, step, "best", like)
+    return _restored(Path(folder) / str(step), {"best": like})["best"]
 
 
-def _restored(folder: str | Path, step: int, name: str, like: Any) -> Any:
-    path = Path(folder) / str(step)
+def _restored(path: Path, likes: dict[str, Any]) -> dict[str, Any]:
+    """The trees of these names. Every file of the checkpoint is verified first, once."""
     record = _read_record(path)
-    _check_shapes(path, record["shapes"].get(name, {}), _shapes(like))
+    for name, like in likes.items():
+        _check_shapes(path, record["shapes"].get(name, {}), _shapes(like))
     found = from_main(lambda: _checksums(path))
     changed = sorted(file for file, entry in record["files"].items() if found.get(file) != entry)
     if changed:
         raise DamagedError(f"{path}: {changed[0]} is missing or damaged")
-    return load_arrays(path / name, like)
+    return {name: load_arrays(path / name, like) for name, like in likes.items()}
 
 
 def load_arrays(path: Path, like: Any) -> Any:
