@@ -23,10 +23,25 @@ Fraction = Annotated[float, 0, 1]
 Decay = Annotated[float, 0, 0.999999]  # float32 hardly tells more from 1, and Adam divides by 1 - decay ** step
 
 
+# What other libraries call a field.
+ALSO_CALLED = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "epochs": "num_epochs",
+    "beta1": "b1",
+    "beta2": "b2",
+    "k": "sync_period",
+    "alpha": "slow_step_size",
+    "dtype": "precision",
+}
+
+
 def _near(name: Any, known: Iterable[Any]) -> str:
     """The hint after a misspelt name, empty where none is near."""
     words = [k for k in known if isinstance(k, str)]
     near = difflib.get_close_matches(name, words, n=1) if isinstance(name, str) else []
+    near = [ALSO_CALLED[name]] if isinstance(name, str) and ALSO_CALLED.get(name) in words else near
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -40,7 +55,7 @@ def _check_fields(config: Any) -> None:
     for f in fields(config):
         value, kind, args = getattr(config, f.name), typing.get_origin(f.type), typing.get_args(f.type)
         if kind is Annotated:
-            number, low, high = args
+            number, low, high, *_ = args
             types, allowed = number, f"a whole number, {low} or more and at most {high:,} (an int of Python)"
             if number is float:
                 types, allowed = int | float, f"a number of at least {low:g} and at most {high:g} (a float of Python)"

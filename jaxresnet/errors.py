@@ -1,5 +1,7 @@
 """The errors a user can cause. Scripts print their message and exit with status 2, without a traceback."""
 
+import sys
+from contextlib import suppress
 from typing import Any
 
 
@@ -13,6 +15,16 @@ def short(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` without what a terminal would obey: line breaks stay, "?" stands for every other such character."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr. A stream that cannot show it is no reason to fail."""
+    with suppress(OSError, ValueError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class Interrupted(Exception):
+    """`should_stop` asked to stop. Everything is in the checkpoint: the same call continues."""
 
 
 class UserError(Exception):

@@ -8,17 +8,43 @@ import platform
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.errors import ResultsError, StorageError, short
+from platformdirs import user_cache_path
+
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, short, warn
 
 LONGEST_NAME = 500  # characters of what stands in a figure
 # Not \t, \n and \r. A terminal obeys the others, and half a surrogate pair cannot be written as UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+# ---------------------------------------------------------------------------------------------------------- paths
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gives, with ~ expanded. Raises ConfigError for what names no place on this machine."""
+    try:
+        text = os.fspath(path)
+        if isinstance(text, str) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) and "\0" not in text:
+            return Path(text).expanduser()
+    except (TypeError, RuntimeError):  # no text, or a user whose home is not known
+        pass
+    raise ConfigError(f"{path}: no file or folder of this machine; give a plain path, without gs:// or such")
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this library, on Linux ~/.cache/jaxresnet; without a home a temporary one."""
+    try:
+        folder = user_cache_path("jaxresnet")
+    except (RuntimeError, KeyError):
+        folder = Path("~")
+    return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / f"jaxresnet-{os.getuid()}"
 
 
 # -------------------------------------------------------------------------------------------------------- writing
@@ -48,7 +74,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # half a character, as of a name that is no UTF-8
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -162,7 +188,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         except OSError as e:
             if e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            print(f"warning: {folder}: no locks here ({e.strerror}); see that no other process writes there")
+            warn(f"{folder}: no locks here ({e.strerror}); see that no other process writes there")
         write_json(holder, _myself())
     except OSError as e:
         raise StorageError(f"{folder}: cannot be written to ({e.strerror or e}); choose another folder") from e

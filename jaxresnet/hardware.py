@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxresnet.config import TrainConfig
-from jaxresnet.errors import ConfigError
+from jaxresnet.errors import ConfigError, UserError
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_SINCE = 8.0  # compute capability of NVIDIA's GPUs whose tensor cores multiply bfloat16 (Ampere)
@@ -29,13 +29,29 @@ def environment(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     }
 
 
+def all_devices() -> list[Any]:
+    """The devices of all processes. Raises UserError where JAX finds none, as with JAX_PLATFORMS=cuda and no GPU."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as e:  # without any text, for some platforms
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(e).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"JAX finds no device{f' with JAX_PLATFORMS={asked}' if asked else ''}{f' ({reason})' if reason else ''}. "
+            "Unset JAX_PLATFORMS, or set it to cpu; for a GPU install '.[cuda]', for a TPU '.[tpu]'"
+        ) from e
+
+
 def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """What the last bits of a run may depend on: versions and devices. JSON types.
 
     devices: those in use, default all, of all processes."""
     import jax
 
-    devices = devices or jax.devices()
+    devices = devices or all_devices()
+    precision = getattr(jax.config, "jax_default_matmul_precision", None)
     return {
         "jaxresnet": _version("jaxresnet"),
         **{name: _version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
@@ -44,6 +60,7 @@ def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
         "device": device_name(devices[0]),
         "num_devices": len(devices),
         "num_processes": len({device.process_index for device in devices}),
+        **({} if precision is None else {"matmul_precision": precision}),
     }
 
 

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from jaxresnet.cli.exits import exit_status
 from jaxresnet.config import ModelConfig
-from jaxresnet.errors import UserError
+from jaxresnet.files import local_path
 
 
 def main() -> None:
@@ -18,11 +20,11 @@ def main() -> None:
         "convert": convert,
         "import": import_results,
     }
-    try:
+    with exit_status():
+        if sys.argv[1:] == ["--version"]:
+            print(f"jaxresnet {version('jaxresnet')}")
+            return
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxresnet")
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
 
 
 def summary(model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()) -> None:  # noqa: B008 - frozen
@@ -37,6 +39,7 @@ def report(folder: tyro.conf.Positional[Path]) -> None:
     from jaxresnet.reporting.report import render, render_measurement, render_tree
     from jaxresnet.results.schemas import comparison_path, measurement_path
 
+    folder = local_path(folder)
     if comparison_path(folder).is_file():
         drawn = render(folder)
         print(f"{drawn.table}\n\n{drawn.verdict}\n\nfigure  {drawn.figure}\npage    {drawn.html}")
@@ -57,6 +60,7 @@ def convert(
     target: tyro.conf.Positional[Path],
     weights: Literal["fast", "slow"] | None = None,
     wrap: bool = False,
+    key: str | None = None,
 ) -> None:
     """Convert weights between PyTorch's .pth, .safetensors and folders of this library, each to any other.
 
@@ -64,14 +68,18 @@ def convert(
         source: a .pth, .pt or .safetensors file, or a run's folder (out/runs/<id>), of which the chosen epoch is taken
         target: a new file of these kinds, or else a new folder, which `predict` reads
         weights: Lookahead's, from a run's folder; without this flag those that the run was scored on
+        key: of the state dict in a file that holds several, as state_dict_ema
         wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
     """
     from jaxresnet.interop.weight_files import convert
     from jaxresnet.nn.resnet import count_params
 
-    read = convert(source, target, weights, wrap)
+    read = convert(source, target, weights, wrap, key)
     config, sizes = read.config, ",".join(map(str, read.config.stage_sizes))
     print(f"{source} -> {target}" + (f" ({read.kind} weights)" if read.kind else ""))
+    if read.keys:
+        others = f"; it also holds {', '.join(read.keys[1:])} (--key)" if read.keys[1:] else ""
+        print(f"read the state dict {read.keys[0]!r}{others}")
     print(
         f"blocks {sizes}, width {config.width}, shortcuts {config.shortcut_kernel}x{config.shortcut_kernel}, "
         f"{config.num_classes} classes: {count_params(config):,} parameters"

@@ -1,21 +1,21 @@
-"""How a command ends: its exit status, what it says then, and what it makes of Ctrl-C and SIGTERM."""
+"""How a command ends: its exit status, what it says then, and what it makes of signals. It needs no JAX."""
 
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jaxresnet.distributed import is_main, several
-from jaxresnet.errors import DataError, StorageError, UserError
-from jaxresnet.training.fit import Interrupted
+from jaxresnet.cli.output import robust_output
+from jaxresnet.errors import DataError, Interrupted, StorageError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # sysexits.h: "temporary failure, try again". The same command continues
-UNREAD = "nobody reads the output any more"
+# Beside Ctrl-C: the system stops, the connection to the terminal is lost, SLURM warns that the time is up.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 @contextmanager
@@ -23,35 +23,34 @@ def exit_status() -> Iterator[None]:
     """Around a whole program: turn a user's error and an interruption into a line on stderr and an exit status.
 
     Of several processes the first one says it, and another one what is wrong with its own data or disk."""
-    # SIGTERM is taken like Ctrl-C; `stop_on_signal` does better while runs train.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
-        why = str(e) if isinstance(e, Interrupted) else UNREAD if isinstance(e, BrokenPipeError) else ""
-        _drop_unread_output()
-        if is_main():
-            command = shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called
-            print(f"\nStopped{why and ', '}{why}. The same command continues:\n  {command}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except UserError as e:
-        if is_main() or isinstance(e, DataError | StorageError):
-            print(f"error: {e}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    # They are taken like Ctrl-C; `stop_on_signal` does better while runs train.
+    with _handled(STOPPING, signal.default_int_handler), robust_output():
+        try:
+            yield
+            sys.stdout.flush()
+        except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
+            why = "nobody reads the output any more" if isinstance(e, BrokenPipeError) else str(e)
+            if _is_main():
+                command = shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called
+                print(f"\nStopped{why and ', '}{why}. The same command continues:\n  {command}", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except UserError as e:
+            if _is_main() or isinstance(e, DataError | StorageError):
+                print(f"error: {e}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
 
 
 @contextmanager
 def stop_on_signal(threads: bool = False) -> Iterator[Callable[[], bool]]:
-    """Yield should_stop(). The first Ctrl-C or SIGTERM asks for a stop, the second Ctrl-C ends without saving.
+    """Yield should_stop(). The first Ctrl-C or signal of `STOPPING` asks for a stop, the second Ctrl-C ends without
+    saving.
 
     With several processes SIGTERM is left to JAX's preemption service, which stops all of them (see
-    `distributed.agreed`), and Ctrl-C sends it. threads: runs train in threads of their own, for which a
+    `distributed.agreed`), and all other signals send it. threads: runs train in threads of their own, for which a
     KeyboardInterrupt would wait; the second Ctrl-C then ends the process. Enter this before `Progress`, whose stderr
     takes locks: a signal may interrupt the code that holds them.
     """
-    asked, stream, shared = threading.Event(), sys.stderr, several()
+    asked, stream, shared = threading.Event(), sys.stderr, _several()
 
     def ask(signum: int, frame: Any) -> None:
         print(
@@ -65,17 +64,37 @@ def stop_on_signal(threads: bool = False) -> Iterator[Callable[[], bool]]:
         if shared:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)[: 1 if shared else 2]}
-    try:
+    signals = (signal.SIGINT, *STOPPING)
+    with _handled([s for s in signals if not (shared and s == signal.SIGTERM)], ask):
         yield asked.is_set
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
-def _drop_unread_output() -> None:
-    """Else Python complains at its exit that it cannot print it."""
+@contextmanager
+def _handled(signals: Iterable[int], handler: Any) -> Iterator[None]:
+    """Handle `signals` so inside. What is ignored stays so, as Ctrl-C in a shell's background job, or after `nohup`."""
+    before = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    for s in before:
+        signal.signal(s, handler)
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        for s, old in before.items():
+            if old is not None:  # of a library in C
+                signal.signal(s, old)
+
+
+def _several() -> bool:
+    """Whether this is one of several processes, which only a program that has JAX can be."""
+    if "jax" not in sys.modules:
+        return False
+    from jaxresnet.distributed import several
+
+    return several()
+
+
+def _is_main() -> bool:
+    if not _several():
+        return True
+    from jaxresnet.distributed import is_main
+
+    return is_main()

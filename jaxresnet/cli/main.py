@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +12,15 @@ import jax
 from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import Arms, Experiment
 from jaxresnet.cli.options import Options, parse
-from jaxresnet.cli.progress import Job, Progress, duration
-from jaxresnet.comparison.compare import Hooks, RunsFailed, run_plan
-from jaxresnet.comparison.plan import Plan, PlannedRun, check_arms, prepare
+from jaxresnet.comparison.compare import RunsFailed, run_plan
+from jaxresnet.comparison.plan import Plan, check_arms, num_train, prepare
+from jaxresnet.comparison.progress import Hooks, Progress, duration, jobs_of
 from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Dataset
 from jaxresnet.distributed import distributed, from_main, is_main, main_first, several
-from jaxresnet.errors import ConfigError, UserError
+from jaxresnet.errors import ConfigError, Interrupted, UserError
 from jaxresnet.hardware import device_name
-from jaxresnet.nn.summary import count_macs
 from jaxresnet.recipes import SOURCE, published_run
 from jaxresnet.reporting.report import render, render_tree
 from jaxresnet.results.schemas import measurement_path
@@ -143,21 +143,21 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
         print(first_line(plan))
     if options.demo:
         print("the demo shows how it works: its networks and data are so small that accuracies mean little")
-    jobs: dict[str, Job] = {}
-    for plan in plans:
-        for run in plan.runs:  # one run may be in several comparisons
-            jobs.setdefault(run.id, _job(run, plan, named=len(plans) > 1))
+    jobs = jobs_of(plans)
     left = sum(not job.done for job in jobs.values())
     print(f"{left} of {len(jobs)} runs to train" if left else f"all {len(jobs)} runs are finished", flush=True)
     start, failed = time.perf_counter(), []
     with stop_on_signal(threads=options.devices == "runs") as should_stop, Progress(jobs.values()) as progress:
         for one, plan in zip(asked, plans, strict=True):
-            of_runs = {(run.arm, run.seed): jobs[run.id] for run in plan.runs}
             try:
-                _run_plan(one, plan, options.restart, progress.hooks(of_runs, should_stop), progress)
-            except UserError as e:
-                if len(plans) == 1:
+                _run_plan(one, plan, options.restart, progress.hooks(plan, jobs, should_stop), progress)
+            except Interrupted:
+                raise
+            except Exception as e:
+                if len(plans) == 1 or (several() and not isinstance(e, UserError)):
                     raise
+                if not isinstance(e, UserError):
+                    traceback.print_exception(e)
                 if is_main():
                     print(f"error: {e}", file=sys.stderr, flush=True)
                 failed.append(plan.folder.name)
@@ -190,16 +190,6 @@ def _page_over_all(root: Path) -> str:
     return f"\n{tree.table}\n\npage     {tree.html}"
 
 
-def _job(run: PlannedRun, plan: Plan, named: bool) -> Job:
-    arm = f"{plan.folder.name}: {run.arm}" if named else run.arm
-    macs = 3 * count_macs(run.config.model)  # backward is twice the work of forward
-    return Job(arm, run.seed, _num_train(run.config, plan.data), run.config.num_epochs, macs, run.done)
-
-
-def _num_train(config: TrainConfig, data: Dataset) -> int:
-    return (config.train_size or data.train.num_examples) - config.val_size
-
-
 def first_line(plan: Plan) -> str:
     """Comparison, protocol, devices, precision, data set, sizes, arms and seeds. Where arms differ, each value once."""
 
@@ -209,7 +199,7 @@ def first_line(plan: Plan) -> str:
     devices, processes = [device for team in plan.teams for device in team], jax.process_count()
     sharing = "sharing batches" if len(plan.teams) == 1 else "a run each"
     count = f"{len(devices)} ({sharing}{f', in {processes} processes' if processes > 1 else ''}) x "
-    images = dict.fromkeys(f"{_num_train(config, plan.data):,}" for config in plan.arms.values())
+    images = dict.fromkeys(f"{num_train(config, plan.data):,}" for config in plan.arms.values())
     parts = [
         plan.folder.name,
         f"{plan.protocol} protocol",

@@ -1,15 +1,18 @@
 """The flags that all experiment scripts share: from the command line to `Options` and changed fields."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxresnet.cli.experiment import Experiment
-from jaxresnet.config import TrainConfig, field_names, field_value
+from jaxresnet.config import ALSO_CALLED, TrainConfig, field_names, field_value
 from jaxresnet.errors import ConfigError
+from jaxresnet.files import local_path
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Fields(TrainConfig):
+    """The configuration as flags. --help leaves out the seed, of which a comparison runs several."""
+
+    seed: tyro.conf.Suppress[Annotated[int, 0, 2**32 - 1]] = 0
+
+
+@dataclass(frozen=True)
 class Options(Selection):
     """Flags of every experiment script. After them, every field of the runs' configuration is a flag of its name."""
 
@@ -37,7 +47,7 @@ class Options(Selection):
     out: Path = Path("out")  # folder of all results: runs in runs/, each comparison in a folder of its name
     name: str | None = None  # another name for the folder of the one comparison that runs
     restart: bool = False  # begin a run anew whose checkpoints are all damaged
-    config: TrainConfig = field(default_factory=TrainConfig)  # defaults are those of the first arm
+    config: Fields = field(default_factory=Fields)  # defaults are those of the first arm
 
 
 def parse(
@@ -48,16 +58,24 @@ def parse(
     protocol: the default of --protocol. Raises ConfigError for values that no run can have. Exits with status 2 and
     the nearest names for unknown flags.
     """
+    if "--version" in argv:
+        print(f"jaxresnet {version('jaxresnet')}")
+        sys.exit(0)
+    for flag in argv:
+        name = flag.partition("=")[0].removeprefix("--")
+        if flag.startswith("--") and name in ALSO_CALLED:
+            raise ConfigError(f"--{name}: no such flag (did you mean --{ALSO_CALLED[name].replace('_', '-')}?)")
     default = Selection(protocol=protocol)  # type: ignore[arg-type]  # a caller's text, checked as a flag is
     selection, _ = tyro.cli(Selection, default=default, args=argv, return_unknown_args=True, add_help=False)
     base = _first_arm(experiments, selection)
     options = tyro.cli(
         Options,
-        default=Options(**vars(selection), config=base),
+        default=Options(**vars(selection), config=Fields(**vars(base))),
         args=argv,
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    options = replace(options, out=local_path(options.out))
     flags = [arg.partition("=")[0] for arg in argv if arg.startswith("--")]
     if flags.count("--only") > 1 or ("--only" in flags and not options.only):
         raise ConfigError("--only: give it once, with one or more names: --only schedulers batch_size")
@@ -67,10 +85,7 @@ def parse(
         raise ConfigError("--demo runs on synthetic data: leave --data-dir out, or leave --demo out")
     # A flag that is given with its default counts too: the default is that of one arm, the flag is for all.
     names = {flag.replace("_", "-").removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
-    given = names & field_names(base)
-    if "seed" in given:
-        raise ConfigError("--seed: a comparison runs several, name them all: --seeds 0 1 2")
-    return options, {name: field_value(options.config, name) for name in sorted(given)}
+    return options, {name: field_value(options.config, name) for name in sorted(names & field_names(base))}
 
 
 def _first_arm(experiments: Sequence[Experiment], selection: Selection) -> TrainConfig:

@@ -9,16 +9,16 @@ import jax
 
 from jaxresnet.comparison.executors import run_one, spread_over
 from jaxresnet.comparison.plan import Plan, PlannedRun, Spread, check_begun, prepare, read_begun
+from jaxresnet.comparison.progress import Hooks, Progress, is_watched, jobs_of
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.dataset import Dataset
-from jaxresnet.distributed import agreed, from_main, on_main
-from jaxresnet.errors import UserError
+from jaxresnet.distributed import agreed, from_main, is_main, on_main
+from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.files import lock, write_json
 from jaxresnet.hardware import environment
 from jaxresnet.reporting.report import Report, render
 from jaxresnet.results.schemas import comparison_path
 from jaxresnet.results.store import remove_temporary
-from jaxresnet.training.fit import Interrupted, Row
 
 
 class Comparison(NamedTuple):
@@ -41,22 +41,10 @@ class RunsFailed(UserError):
             f"{comparison.folder}: {len(failures)} of {num_runs} runs failed, and no other was lost. The same command "
             f"tries them again; do first what each of these asks for:{reasons}"
         )
+        self._args = comparison, dict(failures), num_runs
 
-
-class Hooks(NamedTuple):
-    """What a comparison tells its caller while it runs. All may be None; with spread="runs" they are called from
-    several threads.
-
-    on_run(arm, seed): a run has its turn. on_epoch(arm, seed, history): rows so far, the last one new.
-    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): its turn is over, whether it is finished or
-    failed, maybe without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
-    """
-
-    on_run: Callable[[str, int], None] | None = None
-    on_epoch: Callable[[str, int, list[Row]], None] | None = None
-    on_progress: Callable[[str, int, int, int], None] | None = None
-    on_end: Callable[[str, int], None] | None = None
-    should_stop: Callable[[], bool] | None = None
+    def __reduce__(self) -> Any:  # pickled by its message alone it could not be made again
+        return type(self), self._args
 
 
 def compare(
@@ -71,6 +59,7 @@ def compare(
     devices: Sequence[jax.Device] | None = None,
     spread: Spread = "data",
     restart: bool = False,
+    progress: bool = True,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> Comparison:
     """Train every arm with every seed, or what is missing of it, then write tables and figure into `out`/`name`.
@@ -79,7 +68,8 @@ def compare(
     the runs in `out`/runs. published: {arm: {"best": percent, "source": text}}, shown beside.
     devices: default all, of all processes. spread: "data" shares every batch among them, one run after another; "runs"
     gives each device a run of its own, as many at a time as there are devices. The results agree to rounding. restart:
-    begin runs anew whose checkpoints are all damaged. Several processes call this alike, and see the same `out`.
+    begin runs anew whose checkpoints are all damaged. progress: print a line an epoch and the time left, on a terminal
+    or in a notebook, unless `hooks` say what is done instead. Several processes call this alike, and see one `out`.
 
     Calling it again continues where it stopped, on CPU within an epoch; with more arms or seeds it adds them. A run
     that another comparison has trained is not trained again. Raises what `prepare` does before anything is written,
@@ -89,7 +79,12 @@ def compare(
     plan = prepare(
         arms, seeds, data, out, name=name, protocol=protocol, published=published, devices=devices, spread=spread
     )
-    return run_plan(plan, restart, hooks)
+    silent = hooks._replace(should_stop=None) != Hooks() or not (progress and is_main() and is_watched())
+    if silent:
+        return run_plan(plan, restart, hooks)
+    jobs = jobs_of([plan])
+    with Progress(jobs.values()) as shown:
+        return run_plan(plan, restart, shown.hooks(plan, jobs, hooks.should_stop))
 
 
 def run_plan(plan: Plan, restart: bool = False, hooks: Hooks = Hooks()) -> Comparison:  # noqa: B008 - immutable

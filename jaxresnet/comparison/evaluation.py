@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxresnet.data.dataset import Dataset
+from jaxresnet.data.dataset import Dataset, as_dataset
 from jaxresnet.errors import ResultsError
-from jaxresnet.files import write_bytes, write_json
+from jaxresnet.files import write_json
 from jaxresnet.hardware import environment
 from jaxresnet.reporting.comparison import make_title
-from jaxresnet.reporting.evaluation import draw_mistakes, render_evaluation
+from jaxresnet.reporting.evaluation import make_mistakes, render_evaluation
+from jaxresnet.reporting.figures import draw
 from jaxresnet.results.findings import SELECTED_ON
 from jaxresnet.results.schemas import evaluation_path
 from jaxresnet.results.store import CHECKPOINTS, Run, read_results
@@ -91,7 +92,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
     A run whose checkpoint is gone is skipped and named; where all are gone nothing is written.
     Raises ResultsError for a comparison of several arms, or where predictions and recorded accuracy do not agree.
     """
-    results = read_results(folder)
+    results, data = read_results(folder), as_dataset(data)
     if len(results.runs) > 1:
         raise ResultsError(f"{folder}: holds the arms {', '.join(results.runs)}; only one arm can be evaluated")
     (arm,) = results.runs
@@ -106,7 +107,8 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
     mistakes: list[dict[str, Any]] = []
     for run in runs:
         probabilities = predict(run.folder / CHECKPOINTS, data.test.images)
-        confusion = confusion_matrix(data.test.labels, probabilities.argmax(1), len(data.class_names))
+        num_classes = probabilities.shape[1]
+        confusion = confusion_matrix(data.test.labels, probabilities.argmax(1), num_classes)
         matrices.append(confusion)
         evaluated[str(run.seed)] = _of_run(run, confusion)
         if run is runs[0]:
@@ -117,7 +119,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         "arm": arm,
         "dataset": results.config["dataset"],
         "selection": " / ".join(SELECTED_ON[selection] for selection in results.selections),
-        "class_names": list(data.class_names),
+        "class_names": [*data.class_names, *map(str, range(len(data.class_names), num_classes))],
         "num_test": n,
         "seeds": [run.seed for run in runs],
         "seeds_without_checkpoint": [run.seed for run in gone],
@@ -131,7 +133,7 @@ def evaluate_runs(folder: str | Path, data: Dataset) -> str:
         "mistakes": {"seed": runs[0].seed, "worst_first": mistakes},
         "environment": environment(),
     }
-    write_bytes(results.folder / "mistakes.png", draw_mistakes(data.test.images, evaluation))
+    draw(results.folder / "mistakes.png", lambda: make_mistakes(data.test.images, evaluation), all_colours=True)
     write_json(evaluation_path(results.folder), evaluation)
     return render_evaluation(results.folder)
 

@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,11 @@ import jax
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.dataset import Dataset, fingerprint
 from jaxresnet.distributed import from_main, on_main, several
-from jaxresnet.errors import ResultsError, StorageError, UserError, printable
+from jaxresnet.errors import Interrupted, ResultsError, StorageError, UserError, printable
 from jaxresnet.files import lock, write_json, write_rows
 from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
-from jaxresnet.training.fit import Interrupted, Row, fit
+from jaxresnet.training.fit import Row, fit
 
 R = TypeVar("R")
 
@@ -40,8 +40,8 @@ def run_one(
     config: with its seed, and a precision that is not "auto". restart, on_epoch, hooks: see `fit`.
     Returns None when it is finished, else in one line why it cannot go on: it is another process's at the moment, its
     loss stopped being finite, its checkpoints are damaged, the device has too little memory. All but the first are
-    written to failed.json. Raises ResultsError where the folder is another run's, and StorageError and Interrupted,
-    which are not this run's trouble alone.
+    written to failed.json. Raises ResultsError where the folder is another run's, and what is not this run's trouble
+    alone: StorageError, Interrupted, and what a hook raises.
     """
     with ExitStack() as held:
         try:
@@ -59,13 +59,16 @@ def run_one(
             if on_epoch:
                 on_epoch(history)
 
+        of_hooks: list[Exception] = []
+        calls = {name: hook and _noting(hook, of_hooks) for name, hook in {"on_epoch": keep, **hooks}.items()}
         try:
             from_main(lambda: _check_checkpoints(folder, restart))
             checkpoints = folder / CHECKPOINTS
-            result = fit(config, data, checkpoints, restart=restart, devices=devices, on_epoch=keep, **hooks)
+            result = fit(config, data, checkpoints, restart=restart, devices=devices, **calls)
         except Exception as e:
-            if isinstance(e, StorageError | Interrupted) or (several() and not isinstance(e, UserError)):
-                raise  # everyone's: the disk, a request to stop, or a process that was lost
+            lost = several() and not isinstance(e, UserError)  # another process may be
+            if lost or e in of_hooks or isinstance(e, StorageError | Interrupted):
+                raise  # everyone's: also the disk, a request to stop, and the caller's hooks
             reason = _reason(e, config.seed)
             from_main(lambda: write_json(folder / FAILURE, {"error": reason}))
             return reason
@@ -74,6 +77,19 @@ def run_one(
         scores = {**result.summary, "environment": environment(devices)}
         from_main(lambda: write_json(folder / SCORES, scores))
     return None
+
+
+def _noting(hook: Callable[..., R], errors: list[Exception]) -> Callable[..., R]:
+    """`hook`, whose errors are added to `errors`: they are the caller's, and not the run's."""
+
+    def call(*args: Any) -> R:
+        try:
+            return hook(*args)
+        except Exception as e:
+            errors.append(e)
+            raise
+
+    return call
 
 
 def _check_checkpoints(folder: Path, restart: bool) -> None:
@@ -93,7 +109,8 @@ def _reason(error: Exception, seed: int) -> str:
     text = printable(str(error)).replace("\n", " ")[:10_000]
     if isinstance(error, UserError):
         return text.removeprefix(f"seed {seed}: ")
-    traceback.print_exception(error)
+    with suppress(OSError, ValueError):  # stderr may be closed, or on a full disk
+        traceback.print_exception(error)
     remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError) else ""
     return f"{type(error).__name__}: {text[:300]}{remedy}"
 

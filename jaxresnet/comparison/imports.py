@@ -20,7 +20,7 @@ import jax
 
 from jaxresnet.config import TrainConfig, from_dict, to_dict
 from jaxresnet.errors import ResultsError
-from jaxresnet.files import lock, parse_json, read_json, read_text, write_json, write_rows
+from jaxresnet.files import local_path, lock, parse_json, read_json, read_text, write_json, write_rows
 from jaxresnet.reporting.report import render
 from jaxresnet.results.schemas import check_parts, comparison_path
 from jaxresnet.results.store import CHECKPOINTS, HISTORY, RUNS, SCORES, begin_run, is_finished, run_id
@@ -38,15 +38,15 @@ def import_comparison(folder: str | Path, out: str | Path) -> list[str]:
     Returns the names of the comparisons that were imported, and draws each. Runs that the store has stay as they are.
     Raises ResultsError where there is none, where a file is damaged, and where `out` has a comparison of that name.
     """
-    folder = Path(folder)
+    folder, out = local_path(folder), local_path(out)
     found = [folder] if (folder / "config.json").is_file() else sorted(p.parent for p in folder.glob("*/config.json"))
     if not found:
         raise ResultsError(f"{folder}: holds no config.json; give the folder of a comparison, or one around several")
     for one in found:
-        if comparison_path(Path(out) / one.resolve().name).exists():
-            raise ResultsError(f"{Path(out) / one.resolve().name}: is there already; choose another folder (--out)")
+        if comparison_path(out / one.resolve().name).exists():
+            raise ResultsError(f"{out / one.resolve().name}: is there already; choose another folder (--out)")
     for one in found:
-        _import(one, Path(out))
+        _import(one, out)
     return [one.resolve().name for one in found]
 
 

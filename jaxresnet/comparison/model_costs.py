@@ -13,8 +13,8 @@ import jax
 
 from jaxresnet.config import ModelConfig, to_dict
 from jaxresnet.data.synthetic import make_synthetic
-from jaxresnet.files import write_json
-from jaxresnet.hardware import environment
+from jaxresnet.files import local_path, write_json
+from jaxresnet.hardware import all_devices, environment
 from jaxresnet.nn.resnet import count_params
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.recipes import problem_as_published, problem_here, published
@@ -32,7 +32,7 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
     float32: batch 128 on a CPU, 512 on accelerators. The networks take turns, so that a machine that slows down for a
     while slows all of them. demo: a quarter of the width, batch 16.
     """
-    device = jax.local_devices()[0]
+    folder, device = local_path(folder), all_devices()[0]
     on_cpu = device.platform == "cpu"
     batch_size = 16 if demo else 128 if on_cpu else 512
     rounds = 3 if demo else 5

@@ -1,5 +1,6 @@
 """What a comparison is to train: arms x seeds as runs of a store, checked before anything is written."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
-from jaxresnet.data.dataset import Dataset, check_data, fingerprint
+from jaxresnet.data.dataset import Dataset, as_dataset, check_data, fingerprint
 from jaxresnet.distributed import check_same, from_main, several
 from jaxresnet.errors import ConfigError, ResultsError, short
-from jaxresnet.files import is_name
-from jaxresnet.hardware import resolved
+from jaxresnet.files import is_name, local_path
+from jaxresnet.hardware import all_devices, resolved
 from jaxresnet.results.schemas import comparison_path, read_comparison
 from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
-from jaxresnet.training.engine import check_devices
+from jaxresnet.training.engine import check_devices, check_moves
 
 Spread = Literal["data", "runs"]
 _ELSEWHERE = "choose another name (--name) or output folder (--out)"
@@ -82,12 +83,13 @@ def prepare(
     cannot work together; ResultsError where `out`/`name` holds another comparison, or a file of a run is damaged.
     """
     check_arms(arms, seeds)
+    data = as_dataset(data)
     if not is_name(name) or not name.isprintable() or "/" in name or name[:1] in ("", ".", "_") or name == RUNS:
         raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
-    teams = _teams(tuple(jax.devices() if devices is None else devices), spread)
-    out = Path(out)
-    if Path(out).is_file():
+    teams = _teams(tuple(all_devices() if devices is None else devices), spread)
+    out = local_path(out)
+    if out.is_file():
         raise ResultsError(f"{out}: is a file; give a folder for the results (--out)")
     if comparison_path(out).exists():
         raise ResultsError(
@@ -96,7 +98,9 @@ def prepare(
     begun = from_main(lambda: read_begun(out / name))
     arms = _with_precision(arms, begun["arms"] if begun else {}, teams[0][0])
     for config in arms.values():
-        check_devices(config, check_data(config, data), len(teams[0]))
+        images = check_data(config, data)
+        check_devices(config, images, len(teams[0]))
+        check_moves(config, images)
     dataset = fingerprint(data)
     configs = [(arm, replace(config, seed=seed)) for seed in seeds for arm, config in arms.items()]
     ids: dict[str, str] = {}
@@ -109,6 +113,11 @@ def prepare(
     check_begun(begun, plan)
     done = from_main(lambda: [_is_done(plan, run) for run in runs])
     return plan._replace(runs=tuple(run._replace(done=is_done) for run, is_done in zip(runs, done, strict=True)))
+
+
+def num_train(config: TrainConfig, data: Dataset) -> int:
+    """The images that a run trains on."""
+    return (config.train_size or data.train.num_examples) - config.val_size
 
 
 def _is_done(plan: Plan, run: PlannedRun) -> bool:
@@ -184,8 +193,11 @@ def check_begun(begun: Mapping[str, Any] | None, plan: Plan) -> None:
     changed += [f"in every arm {line}" for line in sorted(common)]  # said once
     changed += [f"arms.{arm}.{line}" for arm, lines in of_arms.items() for line in lines if line not in common]
     if changed:
+        field, value = re.findall(r"(\w+): .* -> (.*)$", changed[0])[0]
+        own = re.sub(r"[^\w.]+", "-", f"{plan.folder.name}-{field}-{value}").strip("-")
         raise ResultsError(
-            f"{plan.folder}: holds another comparison ({'; '.join(changed)}); use the old settings, or {_ELSEWHERE}"
+            f"{plan.folder}: holds another comparison ({'; '.join(changed)}). Give this one a name of its own (--name "
+            f"{own}), use the old settings, or choose another output folder (--out)"
         )
     dropped = [f"arm {arm!r}" for arm in begun["arms"] if arm not in plan.arms]
     dropped += [f"seed {seed}" for seed in begun["seeds"] if seed not in plan.seeds]

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from jaxresnet.data import readers, tfds
-from jaxresnet.data.dataset import Dataset, Split
+from jaxresnet.data.dataset import CLASS_NAMES, Dataset, Split
 from jaxresnet.data.readers import PIXELS, num_images
 from jaxresnet.errors import DataError, StorageError
-from jaxresnet.files import write_bytes
+from jaxresnet.files import cache_folder, local_path, write_bytes
 
 DATA_VARIABLE = "JAXRESNET_DATA"
 ARCHIVE_NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
@@ -70,7 +69,7 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.
         )
     for array in (*data.train, *data.test):
         array.flags.writeable = False
-    return data
+    return data._replace(name="cifar10", class_names=CLASS_NAMES)
 
 
 # ---------------------------------------------------------------------------------------------- where it is looked for
@@ -79,12 +78,12 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, cache_dir: str | os.
 def _locate(data_dir: str | os.PathLike | None) -> Source:
     """CIFAR-10 in the first of the places that is given; downloaded when none is."""
     if data_dir is not None:
-        return _require(Path(data_dir).expanduser(), "data_dir")
+        return _require(local_path(data_dir), "data_dir")
     if variable := os.environ.get(DATA_VARIABLE):
-        return _require(Path(variable).expanduser(), f"${DATA_VARIABLE}")
+        return _require(local_path(variable), f"${DATA_VARIABLE}")
     root = tfds.default_tfds_dir()
     if (root / tfds.DIRECTORY).exists() and not tfds.find_prepared(root):  # for programs that have TensorFlow
-        root = user_cache_path("jaxresnet") / "tensorflow_datasets"
+        root = cache_folder() / "tensorflow_datasets"
     return _require(tfds.find_prepared(root) or tfds.download_and_prepare(root), "TensorFlow Datasets")
 
 
@@ -167,7 +166,7 @@ def _check(split: Split, name: str, path: Path) -> None:
 
 
 def _cache_file(source: Source, cache_dir: str | os.PathLike | None) -> Path:
-    root = user_cache_path("jaxresnet") if cache_dir is None else Path(cache_dir).expanduser()
+    root = cache_folder() if cache_dir is None else local_path(cache_dir)
     return root / f"cifar10-{hashlib.blake2b(os.fsencode(source.path.resolve()), digest_size=10).hexdigest()}.cache"
 
 

@@ -16,7 +16,7 @@ class Split(NamedTuple):
     """Images and labels in matching order.
 
     images: (N, 32, 32, 3) uint8, 0..255, RGB.
-    labels: (N,) int32, 0..9.
+    labels: (N,) integers from 0; int32 once `as_dataset` has seen them.
     """
 
     images: np.ndarray
@@ -28,34 +28,63 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training and a test split, and where they come from.
+    """A training and a test split, and what they are.
 
     name: printed beside every result ("cifar10", "synthetic").
     synthetic: True when the images were drawn by a program, so that no figure is mistaken for CIFAR-10's.
+    class_names: of label 0, 1, ...; where none are given, the labels themselves.
     """
 
     train: Split
     test: Split
-    name: str = "cifar10"
+    name: str = "data"
     synthetic: bool = False
-    class_names: tuple[str, ...] = CLASS_NAMES
+    class_names: tuple[str, ...] = ()
+
+
+def as_dataset(data: Dataset) -> Dataset:
+    """`data` in the one form that all else takes: labels int32 (N,), and a name for every class. No image is copied.
+
+    A split may be any pair of images and labels, labels any integers, (N,) or (N, 1).
+    Raises DataError for everything else.
+    """
+    if not isinstance(data, Dataset):
+        raise DataError(f"data: found {type(data).__name__}; give a Dataset(train, test), as `load_cifar10` does")
+    train, test = _as_split(data.train, "train"), _as_split(data.test, "test")
+    highest = max(int(split.labels.max()) for split in (train, test))
+    names = tuple(map(str, data.class_names)) or tuple(map(str, range(highest + 1)))
+    if highest >= len(names):
+        raise DataError(f"class_names: has {len(names)} names, and the labels go up to {highest}; name every class")
+    return data._replace(train=train, test=test, class_names=names)
+
+
+def _as_split(split: Any, name: str) -> Split:
+    try:
+        images, labels = map(np.asarray, split)
+    except (TypeError, ValueError) as e:
+        raise DataError(f"{name} split: is no pair of images and labels; give Split(images, labels)") from e
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has them
+        labels = labels[:, 0]
+    fits = images.dtype == np.uint8 and images.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE, 3) and len(images) > 0
+    if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{name} split: expected images uint8 (N, 32, 32, 3) and integer labels (N,), found "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 2**16:
+        raise DataError(f"{name} split: the labels go from {low} to {high}; count classes from 0")
+    return Split(images, labels.astype(np.int32, copy=False))
 
 
 def check_data(config: TrainConfig, data: Dataset) -> int:
-    """The number of images that a run of `config` trains on, validation images aside. No image is copied.
+    """The number of images that a run of `config` trains on, validation images aside. data: as `as_dataset` gives it.
 
-    Raises DataError for images or labels of another form, ConfigError for a config that does not fit the data set.
+    Raises ConfigError for a config that does not fit the data set.
     """
-    for name, (images, labels) in (("train", data.train), ("test", data.test)):
-        fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and len(images) > 0
-        if not fits or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(
-                f"{name} split: expected images uint8 (N, 32, 32, 3) and labels int32 (N,), found "
-                f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
-            )
-        low, high, classes = int(labels.min()), int(labels.max()), config.model.num_classes
-        if low < 0 or high >= classes:
-            raise ConfigError(f"num_classes={classes}: the data set's {name} labels go from {low} to {high}")
+    classes, named = config.model.num_classes, len(data.class_names)
+    if named > classes:
+        raise ConfigError(f"num_classes={classes}: the data set {data.name} has {named} classes")
     available = data.train.num_examples
     used = available if config.train_size is None else config.train_size
     if used > available:

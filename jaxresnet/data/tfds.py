@@ -21,6 +21,7 @@ import numpy as np
 from jaxresnet.data.dataset import CLASS_NAMES, Dataset, Split
 from jaxresnet.data.readers import num_images, read_archive
 from jaxresnet.errors import DataError, short
+from jaxresnet.files import cache_folder, local_path
 
 DIRECTORY = Path("cifar10", "3.0.2")  # TFDS' version of the data set
 FILE_FORMAT = "array_record"
@@ -36,9 +37,14 @@ OWN_COPY = "with --data-dir (data_dir=... in Python) or $JAXRESNET_DATA"
 
 def default_tfds_dir() -> Path:
     """The folder where TFDS keeps its data sets: $TFDS_DATA_DIR where that is on this machine, else
-    ~/tensorflow_datasets."""
+    ~/tensorflow_datasets; without a home a folder for temporary files."""
     configured = os.environ.get("TFDS_DATA_DIR", "")
-    return Path(configured if configured and "://" not in configured else "~/tensorflow_datasets").expanduser()
+    if configured and "://" not in configured:
+        return local_path(configured)
+    try:
+        return Path.home() / "tensorflow_datasets"
+    except RuntimeError:
+        return cache_folder() / "tensorflow_datasets"
 
 
 def find_prepared(folder: Path) -> Path | None:

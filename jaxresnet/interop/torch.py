@@ -26,22 +26,26 @@ _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 # Where a checkpoint keeps the state dict: the published project's key first, then other usual ones.
-_WRAPPERS = ("net", "state_dict", "model")
+_KEYS = ("net", "state_dict", "model", "model_state_dict")
+# What wrappers put before each name: DataParallel and AveragedModel, torch.compile, Lightning's modules.
+_PREFIXES = re.compile(r"^((module|_orig_mod|model|net)\.)*")
 
-# Each batch norm of PyTorch counts its training steps. At a fixed momentum the count has no effect.
+# Each batch norm of PyTorch counts its training steps, and AveragedModel its averages. Neither count has an effect.
 _COUNTER = "num_batches_tracked"
+_COUNTERS = (_COUNTER, "n_averaged")
 
 
-def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None) -> dict:
+def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None, key: str | None = None) -> dict:
     """PyTorch's weights as {"params", "batch_stats"}: nested dictionaries of float32 arrays, as `Model.init` gives.
 
-    state_dict: name -> tensor or NumPy array, or a published file's {"net": state_dict, "acc": ..., "epoch": ...}. The
-    prefixes of DataParallel and torch.compile and the counters of batch norms are ignored.
-    config: the network; None reads it off the tensors.
+    state_dict: name -> tensor or NumPy array, or a checkpoint that holds one, as a published file's {"net": state_dict,
+    "acc": ..., "epoch": ...}. The prefixes of DataParallel, AveragedModel, torch.compile and Lightning are ignored, and
+    so are their counters.
+    config: the network; None reads it off the tensors. key: which state dict of a checkpoint, see `state_dict_keys`.
     float32 keeps every bit, half precision is widened, float64 is rounded. The arrays are copies.
     Raises WeightsError that names every tensor that is missing, extra, of another shape or not of floating point.
     """
-    arrays = _arrays(state_dict)
+    arrays = _arrays(state_dict, key)
     config = config or _network_of(arrays)
     _check(arrays, config)
 
@@ -79,15 +83,27 @@ def torch_arrays(variables: Mapping[str, Any], num_batches_tracked: int = 0) -> 
     return dict(sorted((arrays | counters).items()))
 
 
-def model_config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
+def state_dict_keys(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The keys of the state dicts inside a checkpoint, first the one that is read where none is asked for. Empty for a
+    state dict itself."""
+    found = [str(name) for name, value in checkpoint.items() if _holds_tensors(value)]
+    usual = [key for key in _KEYS if key in found]
+    return [] if _holds_tensors(checkpoint) else usual + [key for key in found if key not in usual]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(str(name).endswith((".weight", ".bias")) for name in value)
+
+
+def model_config_of(state_dict: Mapping[str, Any], key: str | None = None) -> ModelConfig:
     """The network that a state dict is of: blocks from the names; width, shortcut kernel and classes from the shapes;
     the pool that 32x32 images need. Raises WeightsError where this library has no such network."""
-    return _network_of(_arrays(state_dict))
+    return _network_of(_arrays(state_dict, key))
 
 
-def counted_batches(state_dict: Mapping[str, Any]) -> int:
+def counted_batches(state_dict: Mapping[str, Any], key: str | None = None) -> int:
     """The training steps that the first batch norm has counted, 0 where there is no count."""
-    return int(_tensors(state_dict).get(f"bn1.{_COUNTER}", 0))
+    return int(_tensors(state_dict, key).get(f"bn1.{_COUNTER}", 0))
 
 
 def require_torch() -> Any:
@@ -119,20 +135,22 @@ def _abstract_variables(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
-def _tensors(state_dict: Any) -> dict[str, Any]:
+def _tensors(state_dict: Any, key: str | None) -> dict[str, Any]:
     """{name without prefixes: tensor} of a state dict, or of the one inside a checkpoint."""
-    if isinstance(state_dict, Mapping):
-        inner = [state_dict.get(key) for key in _WRAPPERS]
-        state_dict = next((one for one in inner if isinstance(one, Mapping)), state_dict)
     if not isinstance(state_dict, Mapping):
         raise WeightsError(f"{type(state_dict).__name__} is not a state dict, name -> tensor; give net.state_dict()")
-    return {re.sub(r"^((module|_orig_mod)\.)*", "", str(name)): tensor for name, tensor in state_dict.items()}
+    keys = state_dict_keys(state_dict)
+    if key is not None and key not in keys:
+        raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
+    if keys:
+        state_dict = state_dict[key or keys[0]]
+    return {_PREFIXES.sub("", str(name)): tensor for name, tensor in state_dict.items()}
 
 
-def _arrays(state_dict: Any) -> dict[str, np.ndarray]:
+def _arrays(state_dict: Any, key: str | None) -> dict[str, np.ndarray]:
     """All tensors but the counters, by name, in PyTorch's layout."""
-    tensors = _tensors(state_dict)
-    return {name: _numpy(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    tensors = _tensors(state_dict, key)
+    return {name: _numpy(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -17,8 +17,16 @@ import safetensors.numpy
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import StorageError, WeightsError, printable
-from jaxresnet.files import write_bytes
-from jaxresnet.interop.torch import counted_batches, from_torch, model_config_of, require_torch, to_torch, torch_arrays
+from jaxresnet.files import local_path, write_bytes
+from jaxresnet.interop.torch import (
+    counted_batches,
+    from_torch,
+    model_config_of,
+    require_torch,
+    state_dict_keys,
+    to_torch,
+    torch_arrays,
+)
 from jaxresnet.training.checkpoint import Record, save_weights
 from jaxresnet.training.predict import load_variables
 from jaxresnet.training.state import Weights
@@ -33,7 +41,7 @@ class ReadWeights(NamedTuple):
 
     variables: {"params", "batch_stats"}. step: training steps that the batch statistics were gathered in. kind: "fast"
     or "slow" of a run with Lookahead, else None. accuracy, in percent, and epoch, from 0: of the chosen epoch, None
-    where the source does not tell.
+    where the source does not tell. keys: of a checkpoint, that of the state dict that was read, then those of others.
     """
 
     config: ModelConfig
@@ -42,10 +50,15 @@ class ReadWeights(NamedTuple):
     kind: Literal["fast", "slow"] | None = None
     accuracy: float | None = None
     epoch: int | None = None
+    keys: tuple[str, ...] = ()
 
 
 def convert(
-    source: str | Path, target: str | Path, weights: Literal["fast", "slow"] | None = None, wrap: bool = False
+    source: str | Path,
+    target: str | Path,
+    weights: Literal["fast", "slow"] | None = None,
+    wrap: bool = False,
+    key: str | None = None,
 ) -> ReadWeights:
     """Write the weights in `source` to `target`, in the form that each name says, and return them. Float32 keeps every
     bit.
@@ -54,13 +67,14 @@ def convert(
     of a run (out/runs/<id>, or its checkpoints), of which the chosen epoch is taken. target: a new file of these kinds,
     or else a new folder, for `predict` and `load_variables`.
     weights: Lookahead's fast or slow ones, from a run's folder; None takes those that the run was scored on.
+    key: of the state dict in a file that holds several; None takes a usual one, `ReadWeights.keys` says which.
     wrap: write {"net", "acc", "epoch"} to a .pth. acc is the chosen epoch's accuracy in percent: on the test set, or on
     the validation set where the test set was not scored every epoch.
     Raises WeightsError for a damaged file, another network, a target that exists, and options that do not fit;
     ResultsError for a folder without weights, StorageError where the target cannot be written, UserError where PyTorch
     is needed (.pth, .pt) and missing.
     """
-    source, target = Path(source), Path(target)
+    source, target = local_path(source), local_path(target)
     suffix = target.suffix.lower()
     if suffix not in _FILES and suffix[1:2].isalpha():
         raise WeightsError(f"{target}: cannot write {target.suffix} files; {_KNOWN}")
@@ -69,7 +83,7 @@ def convert(
     if os.path.lexists(target):
         raise WeightsError(f"{target}: is there already, and nothing is overwritten; choose another name")
 
-    read = read_weights(source, weights)
+    read = read_weights(source, weights, key)
     if suffix not in _FILES:
         _write_folder(target, read, source)
     elif suffix == ".safetensors":
@@ -79,22 +93,27 @@ def convert(
     return read
 
 
-def read_weights(source: str | Path, weights: Literal["fast", "slow"] | None = None) -> ReadWeights:
+def read_weights(
+    source: str | Path, weights: Literal["fast", "slow"] | None = None, key: str | None = None
+) -> ReadWeights:
     """The weights in a file or a folder. Takes and raises what `convert` does."""
-    source = Path(source)
+    source = local_path(source)
     if source.suffix.lower() not in _FILES:
         if source.is_file():
             raise WeightsError(f"{source}: unknown kind of file; {_KNOWN}")
+        if key is not None:
+            raise WeightsError(f"{source}: a folder holds no state dicts to choose from; leave --key {key} out")
         return _read_folder(source, weights)
     if weights is not None:
         raise WeightsError(f"{source}: a file holds one set of weights; leave --weights {weights} out")
     content = _read_file(source)
     try:
-        config = model_config_of(content)
-        read = ReadWeights(config, from_torch(content, config), counted_batches(content))
+        config, keys = model_config_of(content, key), state_dict_keys(content)
+        keys = sorted(keys, key=lambda one: one != key)  # the one that is asked for first
+        read = ReadWeights(config, from_torch(content, config, key), counted_batches(content, key), keys=tuple(keys))
     except WeightsError as error:
         raise WeightsError(f"{source}: {printable(str(error))}") from error
-    if not isinstance(content.get("net"), Mapping):
+    if keys[:1] != ["net"]:
         return read
     epoch = _number(content.get("epoch"))
     return read._replace(accuracy=_number(content.get("acc")), epoch=None if epoch is None else int(epoch))

@@ -46,10 +46,13 @@ def lookahead(
     state stays: a schedule goes on.
 
     k=1 with alpha=1 is the inner optimiser. Unlike `optax.lookahead`, gradients and updates are of the fast weights
-    alone. Raises ValueError for sync_period below 1, for an unknown `momentum`, and by `update` without `params`.
+    alone. Raises ValueError for numbers out of range, for an unknown `momentum`, and by `update` without
+    `params`.
     """
     if sync_period < 1:
         raise ValueError(f"sync_period={sync_period}: must be at least 1")
+    if isinstance(slow_step_size, int | float) and not 0 <= slow_step_size <= 1:
+        raise ValueError(f"slow_step_size={slow_step_size}: must be 0 to 1")
     if momentum not in ("none", "reset", "pullback"):
         raise ValueError(f"momentum={momentum!r}: must be one of 'none', 'reset', 'pullback'")
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxresnet.config import OptimConfig
+from jaxresnet.errors import ConfigError
 
 # Defaults of PyTorch's OneCycleLR. The rate starts at peak / 25 and ends at peak / 25 / 10,000. The momentum cycles
 # against it: MAX at the start and the end, BASE at the rate's peak.
@@ -76,8 +77,12 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) ->
     With schedule_unit="step" the curve moves every step; with "epoch" it moves once an epoch, as in the published
     project. Its length is schedule_length units, or the run's own. Past its end the last value stays. The function
     takes numbers and arrays of NumPy, and returns float32 of their shape. It is for the host: under jit use
-    `make_optimizer`, or a table of its values.
+    `make_optimizer`, or a table of its values. Raises ConfigError for lengths below 1.
     """
+
+    for name, value in (("steps_per_epoch", steps_per_epoch), ("num_epochs", num_epochs)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more")
 
     def rate(finished: ArrayLike) -> np.ndarray:
         t, length = _position(config, steps_per_epoch, num_epochs, finished)

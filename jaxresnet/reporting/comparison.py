@@ -68,14 +68,14 @@ def make_title(results: Results) -> str:
     return title
 
 
-def make_summary(results: Results, words: Words) -> str:
+def make_summary(results: Results, words: Words, has_figure: bool = True) -> str:
     """The text of summary.md."""
     title = markdown_text(words.title)
     blocks = [
         f"# {title}",
         "  \n".join(map(markdown_text, words.brief)),
         as_markdown(words.table),
-        f"![{title}](figure.png)",
+        *[f"![{title}](figure.png)"] * has_figure,
         as_bullets(words.notes),
     ]
     if words.brief != words.verdicts:
@@ -171,6 +171,6 @@ def _notes(results: Results, found: Findings) -> list[str]:
 
 def _environments(run: Run) -> list[str]:
     """Where a finished run was made: several where it went on elsewhere."""
-    scores, names = run.scores or {}, ("jax", "device", "num_devices", "commit")
+    scores, names = run.scores or {}, ("jax", "device", "num_devices", "matmul_precision", "commit")
     used = [*(scores.get("earlier_backends") or []), scores.get("environment") or {}]
     return [", ".join(f"{name} {one[name]}" for name in names if one.get(name)) for one in used if one]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxresnet.files import write_bytes, write_text
-from jaxresnet.reporting.figures import to_png
+from jaxresnet.files import write_text
+from jaxresnet.reporting.figures import draw
 from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, environment_table, markdown_text
 from jaxresnet.results.schemas import read_evaluation
 
@@ -25,9 +25,10 @@ def render_evaluation(folder: str | Path) -> str:
     """
     folder = Path(folder)
     evaluation = read_evaluation(folder)
-    write_bytes(folder / "confusion.png", to_png(lambda: make_confusion(evaluation)))
-    write_text(folder / "evaluation.md", _page(evaluation))
-    paths = [f"{name:<10}{folder / name}.png" for name in ("confusion", "mistakes")]
+    draw(folder / "confusion.png", lambda: make_confusion(evaluation))
+    figures = [name for name in ("confusion", "mistakes") if (folder / f"{name}.png").is_file()]
+    write_text(folder / "evaluation.md", _page(evaluation, figures))
+    paths = [f"{name:<10}{folder / name}.png" for name in figures]
     return "\n".join([aligned(_table(evaluation)), "", *_notes(evaluation), "", *paths])
 
 
@@ -78,7 +79,7 @@ def _notes(evaluation: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _page(evaluation: dict[str, Any]) -> str:
+def _page(evaluation: dict[str, Any], figures: list[str]) -> str:
     """The text of evaluation.md."""
     names, mistakes = evaluation["class_names"], evaluation["mistakes"]
     matrix = zip(names, evaluation["confusion_summed_over_seeds"], strict=True)
@@ -93,10 +94,10 @@ def _page(evaluation: dict[str, Any]) -> str:
         as_bullets(_notes(evaluation)),
         f"## Confusion matrix\n\nTest images, summed over {_seeds(evaluation)}.",
         as_markdown([["true \\ predicted", *names], *confusion]),
-        "![Confusion matrix](confusion.png)",
+        *["![Confusion matrix](confusion.png)"] * ("confusion" in figures),
         f"## Worst mistakes\n\nSeed {mistakes['seed']}, the highest probability of a wrong class first.",
         as_markdown([["test image (from 0)", "true class", "predicted class", "probability (%)"], *worst]),
-        "![The worst mistakes](mistakes.png)",
+        *["![The worst mistakes](mistakes.png)"] * ("mistakes" in figures),
         "## Environment",
         as_markdown(environment_table(evaluation["environment"])),
     ]
@@ -135,11 +136,6 @@ def make_confusion(evaluation: dict[str, Any]) -> "Figure":
     bar.ax.spines["outline"].set_visible(False)
     figure.suptitle(textwrap.fill(f"{evaluation['title']}, {evaluation['selection']}", 80))
     return figure
-
-
-def draw_mistakes(images: np.ndarray, evaluation: dict[str, Any]) -> bytes:
-    """`make_mistakes` as PNG bytes, for the one that has the images."""
-    return to_png(lambda: make_mistakes(images, evaluation), all_colours=True)
 
 
 def make_mistakes(images: np.ndarray, evaluation: dict[str, Any]) -> "Figure":

@@ -6,12 +6,16 @@ in grey.
 """
 
 import io
+import os
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxresnet.errors import short, warn
+from jaxresnet.files import write_bytes
 from jaxresnet.results.findings import AS_PUBLISHED
 from jaxresnet.results.store import Results, Run
 
@@ -30,17 +34,40 @@ PUBLISHED: dict[str, Any] = {"ls": "none", "ms": 12, "mfc": "none", "mew": 2.2, 
 SPLITS = {"val": "validation", "test": "test"}
 
 
+def draw(path: Path, make: "Callable[[], Figure]", all_colours: bool = False) -> bytes | None:
+    """Write the figure that `make` returns to `path`, and return its PNG bytes.
+
+    A figure that cannot be drawn costs that figure: a warning says why, an older one at `path` is removed, and None is
+    returned. Raises StorageError where `path` cannot be written."""
+    try:
+        png = to_png(make, all_colours)
+    except Exception as e:  # Matplotlib, its settings and fonts, Pillow: nothing that the numbers depend on
+        warn(f"{path}: not drawn ({type(e).__name__}: {short(e)}); all else is there")
+        path.unlink(missing_ok=True)
+        return None
+    write_bytes(path, png)
+    return png
+
+
 def to_png(make: "Callable[[], Figure]", all_colours: bool = False) -> bytes:
     """PNG bytes of the figure that `make` returns, in Matplotlib's default style, whatever the user's own is.
 
     Without `all_colours` 256 of them are kept, which looks the same in a third of the bytes, except for photographs.
     """
-    from matplotlib import style
+    chosen = os.environ.pop("MPLBACKEND", None)  # a notebook's, which Matplotlib may refuse; a PNG needs none
+    try:
+        from matplotlib import style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
     from PIL import Image
 
     drawn, png = io.BytesIO(), io.BytesIO()
     with style.context(["default", {"text.parse_math": False}]):  # a "$" in a name is no formula
-        make().savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})  # no version: same runs, same bytes
+        figure = make()
+        FigureCanvasAgg(figure)
+        figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})  # no version: same runs, same bytes
     if all_colours:
         return drawn.getvalue()
     image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -78,13 +105,18 @@ def make_curves(results: Results, title: str) -> "Figure":
             if split:
                 _draw_curve(axes, runs, f"{split}_{quantity}", f"{arm}, {SPLITS[split]}", look)
         epochs, scores = results.scores(arm, "best_epoch"), results.scores(arm, "test_accuracy")
-        accuracy.plot(list(epochs.values()), list(scores.values()), label=f"{arm}, scored", **{**look, **SCORED})
+        accuracy.plot(
+            [epoch + 1 for epoch in epochs.values()],
+            list(scores.values()),
+            label=f"{arm}, scored",
+            **{**look, **SCORED},
+        )
         if arm in results.published:  # at the right edge: its epoch may lie beyond ours
             best, edge = results.published[arm]["best"], accuracy.get_yaxis_transform()
             label = f"{arm}, published {best:.2f} %"
             accuracy.plot([1], [best], transform=edge, clip_on=False, label=label, **look, **PUBLISHED)
     for axes, label in ((loss, "loss (nats)"), (accuracy, "accuracy (%)")):
-        axes.set(xlabel="epoch (the first is 0)", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         tidy(axes)
         if not rows:
@@ -109,7 +141,7 @@ def _look(index: int) -> dict[str, Any]:
 
 def _draw_curve(axes: "Axes", runs: list[Run], key: str, label: str, look: dict[str, Any]) -> None:
     """The mean of `key` over the runs, at the epochs that all of them measured, with a band from least to most."""
-    series = [{row["epoch"]: row[key] for row in run.rows if row.get(key) is not None} for run in runs]
+    series = [{row["epoch"] + 1: row[key] for row in run.rows if row.get(key) is not None} for run in runs]
     epochs = sorted(set.intersection(*map(set, series))) if series else []
     if not epochs:
         return

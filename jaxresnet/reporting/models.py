@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxresnet.files import write_bytes, write_text
+from jaxresnet.files import write_text
 from jaxresnet.recipes import PARAMETER_BUDGET
-from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
+from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, draw, tidy
 from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, environment_table
 from jaxresnet.results.schemas import read_measurement
 
@@ -20,17 +20,18 @@ def render_models(folder: str | Path) -> str:
     folder = Path(folder)
     measurement = read_measurement(folder)
     table, notes = _table(measurement), _notes(measurement)
+    figure = folder / "model_parameters.png"
+    drawn = draw(figure, lambda: make_models(measurement))
     blocks = [
         "# Parameters, multiply-adds and step time of the published configurations",
         as_markdown(table),
         as_bullets(notes),
-        "![Parameters and multiply-adds against step time](model_parameters.png)",
+        *["![Parameters and multiply-adds against step time](model_parameters.png)"] * bool(drawn),
         "## Environment",
         as_markdown(environment_table(measurement["environment"])),
     ]
     write_text(folder / "model_parameters.md", "\n\n".join(blocks) + "\n")
-    write_bytes(folder / "model_parameters.png", to_png(lambda: make_models(measurement)))
-    return "\n".join([aligned(table), "", *notes, "", f"figure   {folder / 'model_parameters.png'}"])
+    return "\n".join([aligned(table), "", *notes, "", *[f"figure   {figure}"] * bool(drawn)])
 
 
 def _table(measurement: dict[str, Any]) -> list[list[str]]:

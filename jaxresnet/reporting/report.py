@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxresnet.errors import ResultsError
-from jaxresnet.files import write_bytes, write_json, write_text
+from jaxresnet.errors import ResultsError, StorageError, warn
+from jaxresnet.files import local_path, write_json, write_text
 from jaxresnet.reporting.comparison import describe_comparison, make_summary
 from jaxresnet.reporting.evaluation import render_evaluation
-from jaxresnet.reporting.figures import make_curves, to_png
+from jaxresnet.reporting.figures import draw, make_curves
 from jaxresnet.reporting.models import render_models
 from jaxresnet.reporting.page import Section, make_page, make_tree_page
 from jaxresnet.reporting.reproduction import NOT_REPRODUCED, draw_reproduction
@@ -66,8 +66,9 @@ def render_measurement(folder: str | Path) -> tuple[str, Path]:
 
     Returns the table, as text to print, and the path of the page. Raises ResultsError for a damaged measurement.
     """
-    table, html = render_models(folder), Path(folder) / "report.html"
-    write_text(html, make_page(Section(Path(folder), "measurement")))
+    folder = local_path(folder)
+    table, html = render_models(folder), folder / "report.html"
+    write_text(html, make_page(Section(folder, "measurement")))
     return table, html
 
 
@@ -79,18 +80,14 @@ def render_tree(root: str | Path) -> TreeReport:
     that are damaged or foreign are skipped and named. Raises ResultsError where `root` holds none, or is the folder of
     one itself.
     """
-    root = Path(root)
+    root = local_path(root)
     if comparison_path(root).is_file() or measurement_path(root).is_file():
         raise ResultsError(f"{root}: is the folder of one comparison or measurement; give the folder around several")
     tree = read_tree(root)
-    skipped = dict(tree.skipped)
     reports: dict[str, Report] = {}
     sections: dict[str, Section] = {}
     for name, results in tree.comparisons.items():
-        try:
-            reports[name], sections[name] = _render(results)
-        except ResultsError as error:  # of its evaluation
-            skipped[name] = str(error)
+        reports[name], sections[name] = _render(results)
     for name, folder in tree.measurements.items():
         render_measurement(folder)
         sections[name] = Section(folder, "measurement")
@@ -98,15 +95,21 @@ def render_tree(root: str | Path) -> TreeReport:
     shown = draw_reproduction(root, found)
     html = root / "report.html"
     in_order = [sections[name] for name in sorted(sections)]
-    write_text(html, make_tree_page(f"Comparisons in {root.resolve().name}", in_order, skipped, shown))
+    write_text(html, make_tree_page(f"Comparisons in {root.resolve().name}", in_order, tree.skipped, shown))
     narrow = [[name, *cells] for name, _, *cells in shown.table]  # without what it trains
-    return TreeReport(html, reports, aligned(narrow) if shown.figure else NOT_REPRODUCED, skipped)
+    return TreeReport(html, reports, NOT_REPRODUCED if shown.empty else aligned(narrow), tree.skipped)
 
 
 def _render(results: Results) -> tuple[Report, Section]:
     """Write everything of a comparison; return also its part of a page."""
     if evaluation_path(results.folder).is_file():
-        render_evaluation(results.folder)
+        try:
+            render_evaluation(results.folder)
+        except Exception as e:  # it costs the evaluation, not the comparison
+            if isinstance(e, StorageError):
+                raise
+            damaged = f"{evaluation_path(results.folder)}: damaged ({e!r}); delete it and run the comparison again"
+            warn(str(e) if isinstance(e, ResultsError) else damaged)
     found = findings(results)
     words = describe_comparison(results, found)
     report = Report(
@@ -118,10 +121,9 @@ def _render(results: Results) -> tuple[Report, Section]:
         verdict="\n".join(words.brief),
         complete=not results.missing,
     )
-    png = to_png(lambda: make_curves(results, words.title))
-    section = Section(results.folder, words.title, results, words, png)
     write_json(report.summary_json, found.summary)
-    write_bytes(report.figure, png)
-    write_text(report.summary_md, make_summary(results, words))
+    png = draw(report.figure, lambda: make_curves(results, words.title))
+    section = Section(results.folder, words.title, results, words, png)
+    write_text(report.summary_md, make_summary(results, words, has_figure=png is not None))
     write_text(report.html, make_page(section))
     return report, section

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxresnet.config import TrainConfig
-from jaxresnet.files import write_bytes, write_json, write_text
+from jaxresnet.files import write_json, write_text
 from jaxresnet.recipes import SOURCE, published
-from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, tidy, to_png
+from jaxresnet.reporting.figures import COLOURS, GREY, add_legend, draw, tidy
 from jaxresnet.reporting.tables import Table, as_bullets, as_markdown, from_columns, mean_sd
 from jaxresnet.results.findings import AS_PUBLISHED, SELECTED_ON
 from jaxresnet.results.reproduction import PublishedRow, Reproduction
@@ -42,11 +42,12 @@ READING = (
 
 
 class Drawn(NamedTuple):
-    """What a page shows of the reproduction. figure: PNG bytes; None where no run was counted."""
+    """What a page shows of the reproduction. figure: PNG bytes, None where there is none. empty: no run was counted."""
 
     table: Table
     figure: bytes | None
     notes: list[str]
+    empty: bool
     heading: str = HEADING
     caption: str = CAPTION
 
@@ -110,13 +111,12 @@ def draw_reproduction(root: Path, found: Reproduction) -> Drawn:
     if not found.num_runs:
         for path in (json_file, png_file, text_file):
             path.unlink(missing_ok=True)
-        return Drawn(table, None, notes)
-    png = to_png(lambda: make_offsets(found))
-    blocks = [f"# {HEADING}", as_markdown(table), f"![{CAPTION}]({png_file.name})", as_bullets(notes)]
+        return Drawn(table, None, notes, empty=True)
+    png = draw(png_file, lambda: make_offsets(found))
+    blocks = [f"# {HEADING}", as_markdown(table), *[f"![{CAPTION}]({png_file.name})"] * bool(png), as_bullets(notes)]
     write_json(json_file, {**found.to_json(), "notes": notes})
-    write_bytes(png_file, png)
     write_text(text_file, "\n\n".join(blocks) + "\n")
-    return Drawn(table, png, notes)
+    return Drawn(table, png, notes, empty=False)
 
 
 # --------------------------------------------------------------------------------------------------------- figure

@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
 from jaxresnet.errors import ResultsError, printable, short
-from jaxresnet.files import is_number, is_whole, parse_json, read_json, read_text, write_json
+from jaxresnet.files import is_number, is_whole, local_path, parse_json, read_json, read_text, write_json
 from jaxresnet.results.schemas import LARGEST_EPOCH, check_parts, optional, read_comparison
 
 RUNS = "runs"  # the store's folder in `out`; no comparison may have this name
@@ -226,7 +226,7 @@ def read_results(folder: str | Path) -> Results:
     Raises ResultsError, with the file, the line and the remedy, for a folder that is missing, empty or not a
     comparison's, and for a file that is damaged or belongs to another run.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     config = read_comparison(folder)
     store = Path(os.path.abspath(folder)).parent / RUNS
     if not store.is_dir():

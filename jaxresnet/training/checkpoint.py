@@ -9,6 +9,7 @@ any instant leaves the checkpoints before it, and a damaged byte is found before
 """
 
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from jaxresnet.training.metrics import TrainTotals
 from jaxresnet.training.state import TrainState, Weights
 
 KEEP = 2  # the newest may be damaged
+_ORDINARY = re.compile(r"[\w./~+,=@: -]*")
 METADATA = 2**20  # bytes, with room: what Orbax and the record write beside the arrays
 RECORD = "record.json"
 # Runs of several devices save from several threads, and Orbax numbers its operations for the whole process.
@@ -123,12 +125,12 @@ def _require_room(path: Path, trees: Any) -> None:
 
 @contextmanager
 def _plain(path: Path) -> Iterator[Path]:
-    """`path`, absolute, by a name without the characters of a pattern: Orbax would look for what matches it."""
+    """`path`, absolute, by a name that Orbax takes as it is: it looks for what matches a pattern, and takes UTF-8 only."""
     path = path.resolve()
-    if not set("[]*?\\") & set(str(path)):
+    if _ORDINARY.fullmatch(str(path)):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=None if _ORDINARY.fullmatch(tempfile.gettempdir()) else "/tmp") as folder:
         link = Path(folder) / "checkpoint"
         link.symlink_to(path.parent, target_is_directory=True)
         yield link / path.name

@@ -3,13 +3,14 @@
 import os
 import platform
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-from platformdirs import user_cache_path
 
+from jaxresnet.files import cache_folder
 from jaxresnet.hardware import instructions
 from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS
 
@@ -34,6 +35,22 @@ def compile_lowered(lowered: Any, backend: str) -> Callable[..., Any]:
                 del options[name]
 
 
+@contextmanager
+def own_numerics() -> Iterator[None]:
+    """JAX's settings that would change which numbers are drawn, or of which type they are, at JAX's defaults.
+
+    Whatever the user's program or environment has set (JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, ...): a run is its
+    config, its seed included, and its data. What changes rounding alone, as jax_default_matmul_precision, stays, and
+    the run's record says it (`hardware.backend`)."""
+    with (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
 def use_compilation_cache() -> Path | None:
     """Keep compiled programs on disk, so that the next process that needs them starts without compiling.
 
@@ -49,7 +66,7 @@ def use_compilation_cache() -> Path | None:
     if chosen:
         return Path(chosen)
     kind = f"{platform.machine()}-{zlib.crc32(instructions().encode()):08x}"
-    folder = user_cache_path("jaxresnet") / "compiled" / kind
+    folder = cache_folder() / "compiled" / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

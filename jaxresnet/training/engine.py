@@ -18,11 +18,11 @@ from jaxresnet.nn.cpu.conv import convolves_in_loops
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.optim.optimizers import make_step_optimizer
-from jaxresnet.optim.schedules import Hypers, epoch_hypers, hypers_of
+from jaxresnet.optim.schedules import Hypers, epoch_hypers, hypers_of, make_schedule
 from jaxresnet.training.devices import Devices, map_and_compile, replicate
 from jaxresnet.training.metrics import Sums, TrainTotals, zero_totals
 from jaxresnet.training.packing import AS_IT_IS, vectors
-from jaxresnet.training.state import TrainState, Weights, create_train_state, weights_of
+from jaxresnet.training.state import TrainState, Weights, as_key, create_train_state, weights_of
 from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train_steps
 
 Batch = tuple[Array, Array]  # images and labels, on every device
@@ -61,14 +61,36 @@ def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None
         raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")
 
 
+def check_moves(config: TrainConfig, num_train: int) -> None:
+    """Raise ConfigError where the weights that are scored would be the initial ones to the end: that would be compared
+    as if it were a result."""
+    optim, per_epoch = config.optim, -(-num_train // config.batch_size)
+    steps = counted = per_epoch * config.num_epochs
+    remedy = "or Lookahead's slow weights never move. Train longer, or leave Lookahead out (lookahead=False)"
+    if optim.lookahead:
+        if not optim.slow_step_size:
+            raise ConfigError(f"slow_step_size=0: must be above 0, {remedy}")
+        if config.eval_weights == "slow":
+            counted = steps // optim.sync_period * optim.sync_period  # up to the last synchronisation
+        if not counted:
+            raise ConfigError(f"sync_period={optim.sync_period}: must be at most the run's {steps} steps, {remedy}")
+    if not make_schedule(optim, per_epoch, config.num_epochs)(np.arange(counted)).any():
+        raise ConfigError(
+            f"learning_rate={optim.learning_rate:g}: is 0 in each of the {counted} steps that count (schedule="
+            f"{optim.schedule!r}), so the weights never move; give a rate above 0"
+        )
+
+
 def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device]) -> Engine:
-    """The engine of a run, whose precision is known. Raises ConfigError as `check_devices`.
+    """The engine of a run, whose precision is known. Raises ConfigError as `check_devices` and
+    `check_moves`.
 
     On accelerators one dispatch trains a whole epoch. On a CPU it is one step in float32, as XLA:CPU convolves naively
     inside a loop, up to 50 times slower; in bfloat16, where convolutions are products, it is several.
     """
     devices = tuple(devices)
     check_devices(config, num_train, len(devices))
+    check_moves(config, num_train)
     platform = devices[0].platform
     if platform != "cpu":
         several = num_train // config.batch_size
@@ -131,7 +153,7 @@ def plan_epoch(engine: Engine, state: TrainState, epoch: int) -> EpochPlan:
 
 @cache
 def _planner(num_train: int, augment: Any) -> Callable[[Array, int], EpochPlan]:
-    return jax.jit(lambda key, epoch: epoch_plan(jax.random.wrap_key_data(key), epoch, num_train, augment))
+    return jax.jit(lambda key, epoch: epoch_plan(as_key(key), epoch, num_train, augment))
 
 
 # ------------------------------------------------------------------------------------------------ compiled programs

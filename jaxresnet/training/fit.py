@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from jaxresnet.config import TrainConfig, to_dict
-from jaxresnet.data.dataset import Dataset, fingerprint, run_splits
+from jaxresnet.data.dataset import Dataset, as_dataset, fingerprint, run_splits
 from jaxresnet.distributed import agreed, check_same, from_main, on_main
-from jaxresnet.errors import NonFiniteError
-from jaxresnet.files import lock
-from jaxresnet.hardware import backend, resolved
+from jaxresnet.errors import Interrupted, NonFiniteError
+from jaxresnet.files import local_path, lock
+from jaxresnet.hardware import all_devices, backend, resolved
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import checkpoint, engine
 from jaxresnet.training.checkpoint import Record, Saved
+from jaxresnet.training.compilation import own_numerics
 from jaxresnet.training.devices import replicate
 from jaxresnet.training.metrics import Row, averages, best_epoch
 from jaxresnet.training.resume import resume
@@ -44,10 +45,7 @@ class Result(NamedTuple):
     state: TrainState
 
 
-class Interrupted(Exception):
-    """`should_stop` asked to stop. Everything is in the checkpoint: the same call continues."""
-
-
+@own_numerics()
 def fit(
     config: TrainConfig,
     data: Dataset,
@@ -62,7 +60,7 @@ def fit(
     """Train one run, or continue it where its checkpoint in `workdir` stands.
 
     config: the run; where its precision is "auto", the run's record says what that is here.
-    data: uint8 images (N, 32, 32, 3), int32 labels (N,).
+    data: uint8 images (N, 32, 32, 3), integer labels (N,).
     workdir: keeps the last two checkpoints; None keeps nothing on disk. On CPU there is one after every epoch, on
     accelerators after the first, the last, and so often that they cost a twentieth of the time. Where the last is
     damaged, the one before it is used, with a warning.
@@ -72,13 +70,15 @@ def fit(
     on_progress(epoch, images done in it): called after every dispatch.
     should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
 
+    A run does not depend on JAX's settings: those that would change its numbers have JAX's defaults while it trains.
     On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
     Raises DataError or ConfigError where data or config do not fit, NonFiniteError when the loss, a gradient or batch
     statistics stop being finite (the checkpoint before it stays), ResultsError when `workdir` belongs to another run,
     is in use or holds damaged checkpoints only, StorageError when it cannot be written to.
     """
-    devices = tuple(jax.devices() if devices is None else devices)
-    config = resolved(config, devices[0])
+    workdir = None if workdir is None else local_path(workdir)
+    devices = tuple(all_devices() if devices is None else devices)
+    config, data = resolved(config, devices[0]), as_dataset(data)
     train, val = run_splits(config, data)
     programs = engine.make_engine(config, train.num_examples, devices)
     record = Record(to_dict(config), fingerprint(data), backends=[{"step": 0, **backend(devices)}])
@@ -93,7 +93,7 @@ def fit(
         """(loss in nats, accuracy in percent) of an epoch's weights on a split."""
         loss, accuracy = averages(engine.evaluate(programs, weights.variables(config.eval_weights), batches[split]))
         if not math.isfinite(loss):  # running statistics lag behind the weights, and training may be well
-            raise _not_finite(config, f"the {split} loss is {loss} after epoch {epoch}")
+            raise _not_finite(config, f"the {split} loss is {loss} after epoch {epoch + 1}")
         return loss, accuracy
 
     with nullcontext() if workdir is None else on_main(lock(workdir)):
@@ -144,7 +144,7 @@ def _train_epoch(
     Raises NonFiniteError once more steps than config.skip_nonfinite were not finite."""
     state, totals, record = run.state, run.totals, run.record
     epoch, num_train, steps = len(record.history), programs.num_train, programs.steps_per_epoch
-    allowed = config.skip_nonfinite - sum(row["skipped_steps"] for row in record.history)
+    before = sum(row["skipped_steps"] for row in record.history)
     hypers = replicate(epoch_hypers(config.optim, steps, config.num_epochs, epoch), programs.devices)
     plan = engine.plan_epoch(programs, state, epoch)
     stopped = False
@@ -158,15 +158,19 @@ def _train_epoch(
         if on_progress:
             on_progress(epoch, done)
         skipped = int(state.step) - epoch * steps - taken if config.skip_nonfinite else int(bad_step >= 0)
-        if skipped > allowed or skipped == steps:
-            first = f"step {bad_step}"
+        if before + skipped > config.skip_nonfinite or skipped == steps:
+            first = f"step {bad_step + 1}"
             if skipped == steps > 1:
                 first += ", and so in every step of it"
             elif config.skip_nonfinite:
-                first += f", the first of {skipped} there, more than skip_nonfinite={config.skip_nonfinite} allows"
+                first += (
+                    f", the first of {skipped} in it{f', after {before} in those before' if before else ''}: more than "
+                )
+                first += f"skip_nonfinite={config.skip_nonfinite} allows"
             raise _not_finite(
                 config,
-                f"the loss, a gradient, an update or batch statistics stopped being finite in epoch {epoch}, {first}",
+                "the loss, a gradient, an update or batch statistics stopped being finite in epoch "
+                f"{epoch + 1}, {first}",
             )
         if done < num_train and stop():
             stopped = True
@@ -245,6 +249,6 @@ def _is_due(saved_at: float, save_seconds: float) -> bool:
 
 def _not_finite(config: TrainConfig, what: str) -> NonFiniteError:
     return NonFiniteError(
-        f"seed {config.seed}: {what} (counted from 0). Try a lower learning rate, a warm-up, or precision float32. "
+        f"seed {config.seed}: {what} (counted from 1). Try a lower learning rate, a warm-up, or precision float32. "
         "Checkpoints before it are intact"
     )

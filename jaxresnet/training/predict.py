@@ -8,12 +8,14 @@ import numpy as np
 
 from jaxresnet.config import TrainConfig, from_dict
 from jaxresnet.data.augment import normalise
-from jaxresnet.errors import ConfigError, DataError, ResultsError
+from jaxresnet.errors import ConfigError, DataError, ResultsError, short
+from jaxresnet.files import local_path
+from jaxresnet.hardware import all_devices
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training import checkpoint
-from jaxresnet.training.compilation import compile_lowered
+from jaxresnet.training.compilation import compile_lowered, own_numerics
 from jaxresnet.training.metrics import best_epoch
 from jaxresnet.training.state import TrainState, create_train_state, weights_of
 
@@ -34,6 +36,7 @@ class Loaded(NamedTuple):
     converted: dict[str, Any]
 
 
+@own_numerics()
 def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None = None) -> Loaded:
     """The weights and batch statistics of a run's chosen epoch.
 
@@ -44,7 +47,7 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
     """
     if weights not in (None, "fast", "slow"):
         raise ConfigError(f"weights={weights!r}: must be one of 'fast', 'slow'")
-    folder = Path(folder)
+    folder = local_path(folder)
     if not folder.is_dir():
         what = "a file, no folder; `convert` makes one of it" if folder.is_file() else "no such folder"
         raise ResultsError(f"{folder}: {what}; give a run's folder, as out/runs/<id>")
@@ -70,17 +73,22 @@ def blank_state(config: TrainConfig) -> TrainState:
     """The shapes of a run's state, on the first device of this process. Nothing is computed."""
     tx = make_step_optimizer(config.optim, hypers_of(config.optim))
     shapes = jax.eval_shape(lambda: create_train_state(build_model(config.model), tx, 0))
+    all_devices()  # raises a user's error where there is none
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
 
 
+@own_numerics()
 def predict(folder: str | Path, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
     """Probabilities of every class for raw images, from the chosen epoch of a run.
 
     folder: as `load_variables`. images: (N, 32, 32, 3) uint8, RGB, not normalised.
     Returns (N, num_classes) float32, rows that sum to 1. Uses the weights (fast or slow) that the run was scored on.
-    Raises ResultsError where there is no checkpoint, DataError for other images.
+    batch_size: images a forward pass, 1 or more.
+    Raises ResultsError where there is no checkpoint, DataError for other images, ConfigError for another batch size.
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ConfigError(f"batch_size={short(batch_size)}: must be a whole number, 1 or more")
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
         raise DataError(f"images: expected uint8 of shape (N, 32, 32, 3), found {images.dtype} of {images.shape}")

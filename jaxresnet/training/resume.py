@@ -1,12 +1,11 @@
 """Where a run that was interrupted goes on: at its newest checkpoint that is whole."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
 from jaxresnet.config import differing_fields, with_new_fields
 from jaxresnet.distributed import from_main, is_main
-from jaxresnet.errors import ResultsError
+from jaxresnet.errors import ResultsError, warn
 from jaxresnet.training import checkpoint
 from jaxresnet.training.checkpoint import DamagedError, Saved
 
@@ -68,4 +67,4 @@ def _restored(folder: str | Path, step: int, fresh: Saved) -> Saved:
 
 def _warn(text: str) -> None:
     if is_main():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        warn(text)

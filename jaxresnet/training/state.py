@@ -39,9 +39,16 @@ class Weights(NamedTuple):
         return self.slow if kind == "slow" and self.slow else self.fast
 
 
+def as_key(data: Array) -> Array:
+    """A typed key of uint32 key data (2,), of the generator whose numbers are the same on every platform, whatever
+    JAX's settings make the default."""
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
 def create_train_state(model: Model, tx: optax.GradientTransformation, seed: Array | int) -> TrainState:
     """The state before the first step, from the seed alone. Works under jit with a traced seed."""
-    init_key, run_key = jax.random.split(jax.random.key(seed))
+    # As `jax.random.key(seed)`, but without the offset and the generator that JAX's settings may add.
+    init_key, run_key = jax.random.split(as_key(jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])))
     variables = model.init(init_key)
     opt_state = tx.init(variables["params"])
     batch_stats = variables["batch_stats"]

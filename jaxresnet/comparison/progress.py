@@ -3,12 +3,31 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxresnet.cli.exits import UNREAD
-from jaxresnet.comparison.compare import Hooks
-from jaxresnet.training.fit import Interrupted, Row
+from jaxresnet.comparison.plan import Plan, num_train
+from jaxresnet.errors import Interrupted
+from jaxresnet.nn.summary import count_macs
+from jaxresnet.training.fit import Row
+
+UNREAD = "nobody reads the output any more"
+
+
+class Hooks(NamedTuple):
+    """What a comparison tells its caller while it runs. All may be None; with spread="runs" they are called from
+    several threads.
+
+    on_run(arm, seed): a run has its turn. on_epoch(arm, seed, history): rows so far, the last one new.
+    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): its turn is over, whether it is finished or
+    failed, maybe without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
+    """
+
+    on_run: Callable[[str, int], None] | None = None
+    on_epoch: Callable[[str, int, list[Row]], None] | None = None
+    on_progress: Callable[[str, int, int, int], None] | None = None
+    on_end: Callable[[str, int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
 
 
 class Job(NamedTuple):
@@ -39,6 +58,29 @@ class Job(NamedTuple):
         return f"{self.arm}, seed {self.seed}"
 
 
+def jobs_of(plans: Sequence[Plan]) -> dict[str, Job]:
+    """{run id: job} of all runs, each once, though several comparisons may have it."""
+    jobs: dict[str, Job] = {}
+    for plan in plans:
+        for run in plan.runs:
+            arm = f"{plan.folder.name}: {run.arm}" if len(plans) > 1 else run.arm
+            macs = 3 * count_macs(run.config.model)  # backward is twice the work of forward
+            images, epochs = num_train(run.config, plan.data), run.config.num_epochs
+            jobs.setdefault(run.id, Job(arm, run.seed, images, epochs, macs, run.done))
+    return jobs
+
+
+def is_watched() -> bool:
+    """Whether somebody sees what is printed: on a terminal or in a notebook."""
+    from rich.console import Console
+
+    return _is_terminal() or Console().is_jupyter
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 class Progress:
     """Progress over all runs of a command. Use as a context manager; runs may train in several threads.
 
@@ -58,7 +100,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stdout.isatty():
+        if _is_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
             from rich.table import Column
@@ -78,8 +120,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def hooks(self, jobs: Mapping[tuple[str, int], Job], should_stop: Callable[[], bool]) -> Hooks:
-        """What a comparison calls. jobs: {(arm, seed): its run}."""
+    def hooks(self, plan: Plan, all_jobs: Mapping[str, Job], should_stop: Callable[[], bool] | None) -> Hooks:
+        """What the comparison of `plan` calls. all_jobs: see `jobs_of`."""
+        jobs = {(run.arm, run.seed): all_jobs[run.id] for run in plan.runs}
         return Hooks(
             on_run=lambda arm, seed: self.on_run(jobs[arm, seed]),
             on_epoch=lambda arm, seed, history: self.on_epoch(jobs[arm, seed], history),
@@ -130,6 +173,10 @@ class Progress:
                 print(text, flush=True)
             except BrokenPipeError as e:  # as with `| head`: a reason to stop, not for this run to have failed
                 raise Interrupted(UNREAD) from e
+            except UnicodeEncodeError:
+                print(text.encode("ascii", "replace").decode(), flush=True)
+            except (OSError, ValueError):
+                pass  # a full disk, a closed stream: the line is lost, and is in the history
 
     def _left(self) -> str:
         to_begin = {job.arm for job, done in self._done.items() if done < job.work} - self._starts.keys()
