@@ -125,7 +125,7 @@ def _require_room(path: Path, trees: Any) -> None:
 
 @contextmanager
 def _plain(path: Path) -> Iterator[Path]:
-    """`path`, absolute, by a name that Orbax takes as it is: it looks for what matches a pattern, and takes UTF-8 only."""
+    """`path`, absolute, by a name that Orbax takes as it is: no pattern, which it would look for, and UTF-8."""
     path = path.resolve()
     if _ORDINARY.fullmatch(str(path)):
         yield path
