@@ -71,16 +71,6 @@ def check(got: Dataset, expected: Dataset) -> None:
         np.testing.assert_array_equal(labels, getattr(expected, split).labels)
 
 
-class Runs:
-    """Pickles as a call of `function`: the way in which a hostile pickle runs code."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 def batches(data: Dataset):
     """Yields (name, pixels (BATCH, 3072), labels (BATCH,)), all uint8, as the official files hold them."""
     images = np.concatenate([data.train.images, data.test.images])
