@@ -6,28 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from support.fake_cifar10 import (
-    bin_members,
-    check,
-    fake_data,
-    isolated_fakes,
-    py_members,
-    write_bin,
-    write_npz,
-    write_py,
-    write_tar,
-)
+from support import fake_cifar10 as fake
 
 from jaxresnet.data import cifar10, tfds
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Split
 from jaxresnet.errors import DataError
-
-
-@pytest.fixture(autouse=True)
-def data(monkeypatch, tmp_path):
-    with isolated_fakes(monkeypatch, tmp_path) as data:
-        yield data
 
 
 def count_reads(monkeypatch):
@@ -37,18 +21,22 @@ def count_reads(monkeypatch):
 
 
 LAYOUTS = {
-    "bin": lambda where, data: write_bin(where, data).parent,
-    "bin, the folder itself": write_bin,
-    "py": lambda where, data: write_py(where, data).parent,
-    "py, the folder itself": write_py,
-    **{f"py, protocol {n} by Python 3": lambda where, data, n=n: write_py(where, data, protocol=n) for n in (2, 4)},
-    "npz": lambda where, data: write_npz(where / "any.npz", data).parent,
-    "npz, the file itself": lambda where, data: write_npz(where / "any.npz", data),
-    "npz, Keras' names": lambda where, data: write_npz(where / "any.npz", data, keras=True),
-    "bin.tar.gz": lambda where, data: write_tar(where / "cifar-10-binary.tar.gz", bin_members(data)).parent,
-    "py.tar.gz": lambda where, data: write_tar(where / "cifar-10-python.tar.gz", py_members(data)).parent,
-    "bin.tar.gz of another name": lambda where, data: write_tar(where / "c.tgz", bin_members(data)),
-    "py.tar.gz of another name": lambda where, data: write_tar(where / "c.tar.gz", py_members(data)),
+    "bin": lambda where, data: fake.write_bin(where, data).parent,
+    "bin, the folder itself": fake.write_bin,
+    "py": lambda where, data: fake.write_py(where, data).parent,
+    "py, the folder itself": fake.write_py,
+    **{
+        f"py, protocol {n} by Python 3": lambda where, data, n=n: fake.write_py(where, data, protocol=n) for n in (2, 4)
+    },
+    "npz": lambda where, data: fake.write_npz(where / "any.npz", data).parent,
+    "npz, the file itself": lambda where, data: fake.write_npz(where / "any.npz", data),
+    "npz, Keras' names": lambda where, data: fake.write_npz(where / "any.npz", data, keras=True),
+    "bin.tar.gz": lambda where, data: (
+        fake.write_tar(where / "cifar-10-binary.tar.gz", fake.members(data, "bin")).parent
+    ),
+    "py.tar.gz": lambda where, data: fake.write_tar(where / "cifar-10-python.tar.gz", fake.members(data, "py")).parent,
+    "bin.tar.gz of another name": lambda where, data: fake.write_tar(where / "c.tgz", fake.members(data, "bin")),
+    "py.tar.gz of another name": lambda where, data: fake.write_tar(where / "c.tar.gz", fake.members(data, "py")),
 }
 
 
@@ -58,10 +46,10 @@ def test_layout_reads_and_caches(layout, tmp_path, data, monkeypatch):
     before = list(tmp_path.rglob("*"))
     reads = count_reads(monkeypatch)
     dataset = load_cifar10(where)
-    check(dataset, data)
+    fake.check(dataset, data)
     assert not any(array.flags.writeable for array in (*dataset.train, *dataset.test))
     assert dataset.name == "cifar10" and not dataset.synthetic and dataset.class_names[9] == "truck"
-    check(load_cifar10(str(where)), data)
+    fake.check(load_cifar10(str(where)), data)
     assert len(reads) == 1
     assert [path for path in tmp_path.rglob("*") if path not in before and path.is_file()] == [cache_of(tmp_path)]
 
@@ -81,12 +69,12 @@ def prepared_tfds(monkeypatch, folder, data, file_format="array_record"):
 def test_argument_comes_before_the_variable_and_that_before_tfds(tmp_path, data, monkeypatch):
     prepared_tfds(monkeypatch, tmp_path / "tensorflow_datasets", data)
     other = data._replace(test=Split(data.test.images + 1, data.test.labels))
-    write_bin(tmp_path / "variable", other)
+    fake.write_bin(tmp_path / "variable", other)
     for variable, expected in ((tmp_path / "variable", other), ("", data)):  # nothing: as if it were not set
         monkeypatch.setenv("JAXRESNET_DATA", str(variable))
-        check(load_cifar10(), expected)
+        fake.check(load_cifar10(), expected)
     monkeypatch.setenv("JAXRESNET_DATA", str(tmp_path / "variable"))
-    check(load_cifar10(write_bin(tmp_path / "argument", data)), data)
+    fake.check(load_cifar10(fake.write_bin(tmp_path / "argument", data)), data)
 
 
 @pytest.mark.parametrize("beside_tfrecord", [False, True])
@@ -102,8 +90,8 @@ def test_downloads_when_nothing_is_there_that_it_can_read(beside_tfrecord, tmp_p
         return prepared_tfds(monkeypatch, root, data)
 
     monkeypatch.setattr(tfds, "download_and_prepare", download)
-    check(load_cifar10(), data)
-    check(load_cifar10(), data)
+    fake.check(load_cifar10(), data)
+    fake.check(load_cifar10(), data)
     assert roots == [expected]
 
 
@@ -124,10 +112,10 @@ def test_paths_that_hold_nothing_or_too_much(tmp_path, data, monkeypatch):
     prepared_tfds(monkeypatch, tmp_path / "tfrecord", data, "tfrecord")
     with pytest.raises(DataError, match="as array_record"):
         load_cifar10(tmp_path / "tfrecord")
-    one = [write_npz(tmp_path / "data" / name, data) for name in ("a.npz", "b.npz")][1]
+    one = [fake.write_npz(tmp_path / "data" / name, data) for name in ("a.npz", "b.npz")][1]
     with pytest.raises(DataError, match=r"several .npz files \(a.npz, b.npz\)"):
         load_cifar10(tmp_path / "data")
-    check(load_cifar10(one), data)
+    fake.check(load_cifar10(one), data)
 
 
 def test_tfds_in_another_order_is_an_error(tmp_path, data, monkeypatch):
@@ -150,7 +138,7 @@ def flip(raw, position):
 
 
 def test_cache_is_mapped_not_read_and_rebuilt_where_it_is_damaged(tmp_path, data, monkeypatch):
-    source = write_bin(tmp_path / "data", data)
+    source = fake.write_bin(tmp_path / "data", data)
     load_cifar10(source)
     images = load_cifar10(source).train.images
     while not isinstance(images, np.memmap):
@@ -159,19 +147,19 @@ def test_cache_is_mapped_not_read_and_rebuilt_where_it_is_damaged(tmp_path, data
     whole = file.read_bytes()
     for number, damaged in enumerate((flip(whole, 1000), flip(whole, -10), flip(whole, -2), whole[:-1], b""), 1):
         file.write_bytes(damaged)
-        check(load_cifar10(source), data)
+        fake.check(load_cifar10(source), data)
         assert len(reads) == number and file.read_bytes() == whole
 
 
 def test_changed_source_is_read_again(tmp_path, data):
-    source = write_bin(tmp_path / "data", data)
+    source = fake.write_bin(tmp_path / "data", data)
     load_cifar10(source)
     before = [(file, file.stat()) for file in source.iterdir()]
     data.test.images[5] = 99
-    write_bin(source.parent, data)
+    fake.write_bin(source.parent, data)
     for file, stat in before:  # as `cp -p` does
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    check(load_cifar10(source), data)
+    fake.check(load_cifar10(source), data)
     assert cache_of(tmp_path)  # one, in place of the old
     (source / "test_batch.bin").unlink()
     with pytest.raises(DataError, match=r"missing test_batch\.bin"):
@@ -179,20 +167,20 @@ def test_changed_source_is_read_again(tmp_path, data):
 
 
 def test_two_sources_have_two_caches_where_the_argument_says(tmp_path, data):
-    other = fake_data(1)
-    one, two = write_bin(tmp_path / "one", data), write_npz(tmp_path / "two.npz", other)
+    other = fake.fake_data(1)
+    one, two = fake.write_bin(tmp_path / "one", data), fake.write_npz(tmp_path / "two.npz", other)
     for _ in range(2):
-        check(load_cifar10(one, cache_dir=tmp_path / "elsewhere"), data)
+        fake.check(load_cifar10(one, cache_dir=tmp_path / "elsewhere"), data)
         with pytest.warns(UserWarning, match="not in the official order") as caught:  # each time
-            check(load_cifar10(two, cache_dir=str(tmp_path / "elsewhere")), other)
+            fake.check(load_cifar10(two, cache_dir=str(tmp_path / "elsewhere")), other)
         assert caught[0].filename == __file__  # it points at the caller of load_cifar10
     assert len(list((tmp_path / "elsewhere").iterdir())) == 2
     assert not (tmp_path / "cache").exists()
 
 
 def test_unwritable_cache_warns_and_loads(tmp_path, data):
-    source = write_bin(tmp_path / "data", data)
+    source = fake.write_bin(tmp_path / "data", data)
     (tmp_path / "file").write_text("in the way")  # holds for root too, whom permissions do not stop
     with pytest.warns(UserWarning, match=rf"cache_dir.*{re.escape(str(source))} is read again each time") as caught:
-        check(load_cifar10(source, cache_dir=tmp_path / "file"), data)
+        fake.check(load_cifar10(source, cache_dir=tmp_path / "file"), data)
     assert len(caught) == 1 and caught[0].filename == __file__

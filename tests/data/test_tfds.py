@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 import socket
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fake_cifar10 import bin_members, check, fake_data, isolated_fakes, write_files, write_tar
+from support.fake_cifar10 import check, members, write_files, write_tar
 from support.fake_server import archive_server, send
 
 from jaxresnet.data import tfds
@@ -19,33 +18,17 @@ from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.tfds import default_tfds_dir, download_and_prepare, find_prepared, read_prepared
 from jaxresnet.errors import DataError
 
-DATA = fake_data()
 
-
-@pytest.fixture(scope="module")
-def prepared_once(tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    tfds._prepare(DATA, root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch, tmp_path):
+@pytest.fixture
+def root(data, tmp_path):
     """TFDS' folder, which is not there."""
-    with isolated_fakes(monkeypatch, tmp_path):
-        yield tmp_path / "tensorflow_datasets"
+    return tmp_path / "tensorflow_datasets"
 
 
 @pytest.fixture
-def prepared(prepared_once, root):
-    """A directory of CIFAR-10 in TFDS' folder."""
-    return Path(shutil.copytree(prepared_once, root)) / "cifar10" / "3.0.2"
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(data, tmp_path, monkeypatch):
     """It has an archive that passes for the official one."""
-    content = write_tar(tmp_path / "source.tar.gz", bin_members(DATA)).read_bytes()
+    content = write_tar(tmp_path / "source.tar.gz", members(data, "bin")).read_bytes()
     monkeypatch.setattr(tfds, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
     with archive_server(monkeypatch, content) as server:
         yield server
@@ -70,36 +53,29 @@ def test_default_tfds_dir_is_that_of_tfds(monkeypatch):
     assert default_tfds_dir() == Path(constants.get_default_data_dir())
 
 
-def test_find_prepared_at_and_below_the_folder(prepared, root):
-    assert [find_prepared(folder) for folder in (root, root / "cifar10", prepared)] == [prepared] * 3
-    assert find_prepared(root.parent) is None
+@pytest.mark.parametrize("above", [Path("cifar10", "3.0.2"), Path("3.0.2"), Path()], ids=str)
+def test_what_tfds_prepared_is_found_at_and_below_a_folder(above, tmp_path):
+    prepared = tmp_path / above
+    prepared.mkdir(parents=True, exist_ok=True)
+    assert find_prepared(tmp_path) is None
     of = {"name": "cifar10", "fileFormat": "tfrecord"}
     for info, found in ((of, None), ({**of, "alternativeFileFormats": ["array_record"]}, prepared), ({}, None)):
         (prepared / "dataset_info.json").write_text(json.dumps(info))
-        assert find_prepared(root) == found
+        assert find_prepared(tmp_path) == found
 
 
-def test_we_and_tfds_itself_read_what_was_prepared(prepared, root):
-    import tensorflow_datasets
-
-    builder = tensorflow_datasets.builder("cifar10", data_dir=root)
-    assert builder.info.full_name == "cifar10/3.0.2" and builder.info.features["label"].int2str(0) == "airplane"
-    stored = [example["id"].decode() for example in builder.as_data_source("train")]
-    assert stored != sorted(stored) == [f"train_{i:05d}" for i in range(500)]  # TFDS did shuffle
-    check(load_cifar10(), DATA)
-
-
-def test_damage_is_an_error_that_names_the_folder(prepared):
-    (shard,) = prepared.glob("cifar10-train.array_record*")
+def test_damage_is_an_error_that_names_the_folder(data, root):
+    tfds._prepare(data, root)
+    (shard,) = root.rglob("cifar10-train.array_record*")
     raw = bytearray(shard.read_bytes())
     raw[len(raw) // 4] ^= 1
     for damage in (lambda: shard.write_bytes(raw), shard.unlink):
         damage()
-        with pytest.raises(DataError, match=f"^{re.escape(str(prepared))}: .*Delete this folder"):
+        with pytest.raises(DataError, match=f"^{root}/cifar10/3.0.2: .*Delete this folder"):
             load_cifar10()
 
 
-def test_examples_that_are_not_the_official_ones_are_refused():
+def test_examples_that_are_not_the_official_ones_are_refused(data):
     stored = [{"id": f"test_{i:05d}".encode(), "image": np.zeros((32, 32, 3)), "label": 0} for i in range(1, 101)]
     with pytest.raises(ValueError, match="the 100 test examples are not test_00000 to test_00099"):
         tfds._read_split(stored, "test")
@@ -118,7 +94,9 @@ def test_the_archive_is_the_one_that_tfds_knows(monkeypatch):
     assert 0 < tfds.NETWORK_TIMEOUT * (1 + tfds.RETRIES) < 30  # it promises to fail within half a minute
 
 
-def test_downloaded_prepared_and_read_without_tensorflow_or_any_other_address(server, root, monkeypatch, capfd):
+def test_it_is_downloaded_prepared_and_read_without_tensorflow_or_any_other_address(
+    server, data, root, monkeypatch, capfd
+):
     look_up = socket.getaddrinfo
 
     def only_the_server(host, *more, **named):
@@ -126,12 +104,19 @@ def test_downloaded_prepared_and_read_without_tensorflow_or_any_other_address(se
 
     monkeypatch.setattr(socket, "getaddrinfo", only_the_server)
     for _ in range(2):
-        check(load_cifar10(), DATA)
+        check(load_cifar10(), data)
     assert server.requests == ["/cifar-10-binary.tar.gz"] and "tensorflow" not in sys.modules
     assert {file.parent for file in files_below(root)} == {root / "cifar10" / "3.0.2"}  # no archive is left
     out, err = capfd.readouterr()
     assert out == ""
     assert [line.split()[0] for line in err.splitlines()] == ["Downloading", "Preparing", "Reading"]
+
+    import tensorflow_datasets
+
+    builder = tensorflow_datasets.builder("cifar10", data_dir=root)  # TFDS reads it as well
+    assert builder.info.full_name == "cifar10/3.0.2" and builder.info.features["label"].int2str(0) == "airplane"
+    stored = [example["id"].decode() for example in builder.as_data_source("train")]
+    assert stored != sorted(stored) == [f"train_{i:05d}" for i in range(500)]  # it did shuffle
 
 
 def stall(handler, archive):
@@ -147,7 +132,7 @@ def stall(handler, archive):
         (lambda handler, archive: send(handler, archive[:-1000], len(archive)), "1000 more expected"),
         (stall, "timed out"),
     ],
-    ids=["no such page", "a page to log in", "cut off", "stalled"],
+    ids=["no such page", "page to log in", "cut off", "stalled"],
 )
 def test_a_failed_download_leaves_nothing(answer, message, server, root, monkeypatch):
     monkeypatch.setattr(tfds, "NETWORK_TIMEOUT", 0.3)
@@ -158,12 +143,12 @@ def test_a_failed_download_leaves_nothing(answer, message, server, root, monkeyp
     assert files_below(root) == []
 
 
-def test_without_a_network_the_error_says_how_to_get_it():
+def test_without_a_network_the_error_says_how_to_get_it(data):
     with pytest.raises(DataError, match=r"refused.*get it on another machine .*--data-dir"):
         load_cifar10()
 
 
-def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(server, root, monkeypatch):
+def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(server, data, root, monkeypatch):
     resource = pytest.importorskip("resource")
     folder = root / "downloads" / "jaxresnet"
     write_files(folder, {tfds.ARCHIVE_NAME: server.content})
@@ -181,7 +166,7 @@ def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(server, roo
     monkeypatch.setattr(tfds, "RETRIES", 1)  # and the first download fails
     server.answer = lambda handler, archive: send(handler, archive if server.requests[1:] else half, len(archive))
     path = download_and_prepare(root)
-    check(read_prepared(path), DATA)
+    check(read_prepared(path), data)
     assert len(server.requests) == 2 and {file.parent for file in files_below(root)} == {path}
 
 
@@ -193,10 +178,12 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
     assert not server.requests
 
 
-def test_another_process_may_prepare_it_at_the_same_time(server, root, prepared_once, monkeypatch):
+def test_another_process_may_prepare_it_at_the_same_time(server, data, root, monkeypatch):
+    prepare = tfds._prepare
+
     def lose_the_race(data, own):
         shutil.rmtree(root / "downloads" / "jaxresnet")  # as the other does in the end
-        shutil.copytree(prepared_once, root, dirs_exist_ok=True)
+        prepare(data, root)
 
     monkeypatch.setattr(tfds, "_prepare", lose_the_race)
-    check(read_prepared(download_and_prepare(root)), DATA)
+    check(read_prepared(download_and_prepare(root)), data)

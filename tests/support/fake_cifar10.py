@@ -1,26 +1,18 @@
 """Small data sets with CIFAR-10's structure, in each form that the loader reads.
 
-    with isolated_fakes(monkeypatch, tmp_path) as data:  # the loader now expects these counts and labels
-        check(load_cifar10(write_bin(tmp_path, data)), data)
-
-A batch has 100 images instead of 10,000: 500 to train, 100 to test.
+A batch has 100 images instead of 10,000: 500 to train, 100 to test. tests/data/conftest.py has the loader accept it.
 """
 
-import contextlib
-import gc
 import io
 import pickle
 import struct
 import tarfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from jaxresnet.data import readers, tfds
 from jaxresnet.data.dataset import Dataset, Split
-from jaxresnet.data.readers import BATCHES, NPZ_KEYS, label_crc32
+from jaxresnet.data.readers import BATCHES, NPZ_KEYS
 
 BATCH = 100
 
@@ -34,32 +26,6 @@ def fake_data(seed: int = 0) -> Dataset:
         return Split(images, rng.permutation(np.arange(count) % 10).astype(np.int32))
 
     return Dataset(split(5 * BATCH), split(BATCH))
-
-
-def accept_fakes(monkeypatch, data: Dataset) -> None:
-    """Make the loader expect these counts and labels instead of CIFAR-10's."""
-    monkeypatch.setattr(readers, "IMAGES_PER_BATCH", BATCH)
-    monkeypatch.setattr(readers, "LABEL_CRC32", tuple(label_crc32(labels) for _, _, labels in batches(data)))
-
-
-@contextlib.contextmanager
-def isolated_fakes(monkeypatch, tmp_path: Path) -> Iterator[Dataset]:
-    """A fake data set that the loader accepts, cut off from this machine's data sets, caches and network.
-
-    Warnings are errors meanwhile, so that one that a test does not expect fails it.
-    """
-    data = fake_data()
-    accept_fakes(monkeypatch, data)
-    monkeypatch.delenv("JAXRESNET_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tensorflow_datasets"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(tfds, "ARCHIVE_FOLDER", "http://127.0.0.1:1/")  # nobody answers
-    monkeypatch.setattr(tfds, "RETRIES", 0)
-    gc.collect()  # of tests before, whose warnings are not this one's
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield data
 
 
 def check(got: Dataset, expected: Dataset) -> None:
@@ -87,10 +53,10 @@ def bin_files(data: Dataset) -> dict[str, bytes]:
 
 def py_files(data: Dataset, protocol: int | None = None) -> dict[str, bytes]:
     """Pickles as Python 2 wrote the official ones, or as this Python writes them with the given protocol."""
-    if protocol is None:
-        return {name: python2_pickle(planes, labels) for name, planes, labels in batches(data)}
     return {
-        name: pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol=protocol)
+        name: python2_pickle(planes, labels)
+        if protocol is None
+        else pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol)
         for name, planes, labels in batches(data)
     }
 
@@ -147,9 +113,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def bin_members(data: Dataset) -> dict[str, bytes]:
-    return {f"cifar-10-batches-bin/{name}": content for name, content in bin_files(data).items()}
-
-
-def py_members(data: Dataset) -> dict[str, bytes]:
-    return {f"cifar-10-batches-py/{name}": content for name, content in py_files(data).items()}
+def members(data: Dataset, layout: str) -> dict[str, bytes]:
+    """What the official archive holds; layout: "bin" or "py"."""
+    files = (bin_files if layout == "bin" else py_files)(data) | {"readme.html": b"", "batches.meta": b"names"}
+    return {f"cifar-10-batches-{layout}/{name}": content for name, content in files.items()}
