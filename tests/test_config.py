@@ -87,11 +87,10 @@ def test_stage_sizes_are_one_to_six_whole_numbers():
         assert_refused("stage_sizes", value, "1 to 6 whole numbers, each 1 or more, together at most 300")
 
 
-@pytest.mark.parametrize("name", ["model", "augment", "optim"])
-def test_a_part_is_of_its_class(name):
-    for value in (None, {}, TrainConfig()):
-        with pytest.raises(ConfigError, match=f"^{name}=.*: must be of class {PARTS[name].__name__}$"):
-            TrainConfig(**{name: value})
+def test_a_part_is_of_its_class():
+    for value in (None, {"width": 8}, TrainConfig()):
+        with pytest.raises(ConfigError, match=r"^model=.*: must be of class ModelConfig$"):
+            TrainConfig(model=value)
 
 
 CYCLE = {"cycle_momentum": True, "schedule": "onecycle"}
@@ -155,13 +154,6 @@ def test_field_names_are_unique():
     assert sorted(names) == sorted(field_names(TrainConfig()))
 
 
-def test_to_dict_is_plain_json_and_missing_fields_take_their_defaults():
-    values = to_dict(TrainConfig())
-    assert json.loads(json.dumps(values)) == values
-    assert values["model"]["stage_sizes"] == [1, 1, 1, 1] and values["optim"]["schedule_length"] is None
-    assert from_dict(TrainConfig, {"optim": {"b1": 0.95}}) == TrainConfig(optim=OptimConfig(b1=0.95))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -183,7 +175,7 @@ def test_fields_that_are_newer_than_what_was_saved_have_their_defaults():
     assert with_new_fields(old) == now == with_new_fields(now)
     assert differing_fields(with_new_fields({**old, "num_epochs": 8}), now) == ["num_epochs: 8 -> 7"]
     del old["seed"]
-    assert "seed" not in with_new_fields(old)
+    assert "seed" not in with_new_fields(old) and from_dict(TrainConfig, old) == TrainConfig(num_epochs=7)
     assert with_new_fields(None) is None and with_new_fields({"model": 3, "else": {"a": 1}})["model"] == 3
 
 

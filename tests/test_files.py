@@ -90,22 +90,11 @@ def test_json_has_no_nan(tmp_path):
         (b"", ", line 1: empty"),
         (b'{"a": NaN}', r": damaged \(NaN is not a finite number\)"),
         (b'[-Infinity, "NaN"]', r": damaged \(-Infinity is not a finite number\)"),
+        (b"\xff\xfe", ": not a text file"),
     ],
 )
 def test_damaged_json_is_named(tmp_path, content, reason):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with pytest.raises(ResultsError, match=rf"^{path}{reason}.*; delete it$"):
+    with pytest.raises(ResultsError, match=rf"^{path}{reason}.*; .*delete it$"):
         read_json(path, "delete it")
-
-
-def test_bytes_that_are_no_text_are_named(tmp_path):
-    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ResultsError, match=r"x\.json: not a text file .*restore it from a copy"):
-        read_json(tmp_path / "x.json", "")
-
-
-def test_json_is_read_back(tmp_path):
-    value = {"a": [1, 2.5, None, True, "ä\n"], "b": {}}
-    write_json(tmp_path / "x.json", value)
-    assert read_json(tmp_path / "x.json", "") == value

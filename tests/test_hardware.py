@@ -35,35 +35,28 @@ def test_device_name():
     assert device_name(SimpleNamespace(platform="cpu", device_kind="cpu")).endswith(" cores")
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A Git repository that the package seems to run from; call it to run git there."""
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set where the tests run in a Git hook
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    file = tmp_path / "hardware.py"
-    file.write_text("# committed\n")
-    monkeypatch.setattr(module, "__file__", str(file))
-
+def test_the_commit_says_where_the_checkout_had_changes(tmp_path, monkeypatch):
     def git(*args: str) -> str:
         identity = ("-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(tmp_path), *identity, *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git
-
-
-def test_the_commit_says_where_the_checkout_had_changes(checkout, tmp_path, monkeypatch):
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set where the tests run in a Git hook
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    file = tmp_path / "hardware.py"  # that the package seems to run from
+    file.write_text("# committed\n")
+    monkeypatch.setattr(module, "__file__", str(file))
     assert commit() is None  # not a repository
-    checkout("init")
+    git("init")
     assert commit() is None  # a repository of something else, say one that holds a virtual environment
-    checkout("add", "hardware.py")
-    checkout("commit", "--message", "first")
-    assert commit() == checkout("rev-parse", "HEAD")[:12]
+    git("add", "hardware.py")
+    git("commit", "--message", "first")
+    assert commit() == git("rev-parse", "HEAD")[:12]
     (tmp_path / "notes.txt").write_text("not tracked, changes no result\n")
     assert not commit().endswith("-dirty")
-    (tmp_path / "hardware.py").write_text("# changed\n")
-    assert commit() == checkout("rev-parse", "HEAD")[:12] + "-dirty"
+    file.write_text("# changed\n")
+    assert commit() == git("rev-parse", "HEAD")[:12] + "-dirty"
     monkeypatch.setenv("PATH", "")  # without git
     assert commit() is None
 

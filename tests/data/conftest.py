@@ -1,3 +1,5 @@
+"""The fake data set in place of CIFAR-10, for the tests of what loads it."""
+
 import gc
 import warnings
 

@@ -47,16 +47,14 @@ def batches(data: Dataset):
         yield name, np.ascontiguousarray(planes[rows]), labels[rows]
 
 
-def bin_files(data: Dataset) -> dict[str, bytes]:
-    return {f"{name}.bin": np.c_[labels, planes].tobytes() for name, planes, labels in batches(data)}
-
-
-def py_files(data: Dataset, protocol: int | None = None) -> dict[str, bytes]:
-    """Pickles as Python 2 wrote the official ones, or as this Python writes them with the given protocol."""
+def files(data: Dataset, layout: str, protocol: int | None = None) -> dict[str, bytes]:
+    """Of the official archive; layout: "bin" or "py". protocol: of pickles by this Python, in place of Python 2's."""
+    if layout == "bin":
+        return {f"{name}.bin": np.c_[labels, planes].tobytes() for name, planes, labels in batches(data)}
+    if protocol is None:
+        return {name: python2_pickle(planes, labels) for name, planes, labels in batches(data)}
     return {
-        name: python2_pickle(planes, labels)
-        if protocol is None
-        else pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol)
+        name: pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol)
         for name, planes, labels in batches(data)
     }
 
@@ -79,6 +77,13 @@ def python2_pickle(planes: np.ndarray, labels: np.ndarray) -> bytes:
     return b"\x80\x02}(" + items + b"u."
 
 
+def flip(raw: bytes, position: int) -> bytes:
+    """The last bit of one byte is another."""
+    flipped = bytearray(raw)
+    flipped[position] ^= 1
+    return bytes(flipped)
+
+
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -87,11 +92,11 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def write_bin(where: Path, data: Dataset) -> Path:
-    return write_files(where / "cifar-10-batches-bin", bin_files(data))
+    return write_files(where / "cifar-10-batches-bin", files(data, "bin"))
 
 
 def write_py(where: Path, data: Dataset, protocol: int | None = None) -> Path:
-    return write_files(where / "cifar-10-batches-py", py_files(data, protocol))
+    return write_files(where / "cifar-10-batches-py", files(data, "py", protocol))
 
 
 def write_npz(path: Path, data: Dataset, keras: bool = False) -> Path:
@@ -114,6 +119,6 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def members(data: Dataset, layout: str) -> dict[str, bytes]:
-    """What the official archive holds; layout: "bin" or "py"."""
-    files = (bin_files if layout == "bin" else py_files)(data) | {"readme.html": b"", "batches.meta": b"names"}
-    return {f"cifar-10-batches-{layout}/{name}": content for name, content in files.items()}
+    """Of the packed archive, which holds other files as well."""
+    contents = files(data, layout) | {"readme.html": b"", "batches.meta": b"names"}
+    return {f"cifar-10-batches-{layout}/{name}": content for name, content in contents.items()}
