@@ -68,9 +68,8 @@ def test_a_config_is_read_back_and_its_rates_and_momenta_are_finite(config):
     read = from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))))
     assert read == config and hash(read) == hash(config)
     counts = np.array([*range(config.num_epochs * 7 + 1), MAX_INT])
-    rates, momenta = (
-        make(config.optim, 7, config.num_epochs)(counts) for make in (make_schedule, make_momentum_schedule)
-    )
+    schedules = (make_schedule, make_momentum_schedule)
+    rates, momenta = (make(config.optim, 7, config.num_epochs)(counts) for make in schedules)
     assert (rates >= 0).all() and rates.max() <= config.optim.learning_rate * (1 + 1e-6)
     assert (momenta >= 0).all() and (momenta < 1).all()
 
