@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import platform
 import re
@@ -13,15 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from platformdirs import user_cache_path
 
-from jaxresnet.errors import ConfigError, ResultsError, StorageError, short, warn
+from jaxresnet.errors import ConfigError, ResultsError, StorageError, warn
 
 LONGEST_NAME = 500  # characters of what stands in a figure
-# Not \t, \n and \r. A terminal obeys the others, and half a surrogate pair cannot be written as UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 # ---------------------------------------------------------------------------------------------------------- paths
@@ -108,42 +105,27 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The whole file as JSON. Numbers are finite, whole ones have 63 bits, and every text can be printed.
+    """The whole file as JSON.
 
-    remedy: what to do where that is not so, the end of the ResultsError that is then raised."""
+    remedy: what to do where it is not JSON, or holds NaN or infinity: the end of the ResultsError that is then
+    raised."""
     return parse_json(path, read_text(path), remedy)
 
 
 def parse_json(path: Path, text: str, remedy: str, line: int | None = None) -> Any:
     """`text`, which is the file `path` or one `line` of it (from 1), as JSON. Raises as `read_json` does."""
-    where = str(path) if line is None else f"{path}, line {line}"
     try:
-        value = json.loads(text)
-        problem = _problem(value)
+        return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         cut = "cut off or damaged" if text.strip() else "empty"
         raise ResultsError(f"{path}, line {line or error.lineno}: {cut} ({error.msg}); {remedy}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
-        raise ResultsError(f"{where}: damaged ({short(error)}); {remedy}") from error
-    if problem:
-        raise ResultsError(f"{where}: {problem}; {remedy}")
-    return value
+    except ValueError as error:
+        where = str(path) if line is None else f"{path}, line {line}"
+        raise ResultsError(f"{where}: damaged ({error}); {remedy}") from error
 
 
-def _problem(value: Any, name: str = "the value") -> str | None:
-    """What in parsed JSON this library could not use, print or write again; None where there is nothing."""
-    if isinstance(value, str) and (found := _UNPRINTABLE.search(value)):
-        return f"{name} holds the character {found[0]!r}, which cannot be printed"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{name} is {value!r}, not a finite number"
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return f"{name} is a whole number of more than 63 bits"
-    if isinstance(value, dict):
-        inner = [problem for key in value for problem in (_problem(key, "a key"), _problem(value[key], repr(key)))]
-        return next(filter(None, inner), None)
-    if isinstance(value, list):
-        return next(filter(None, (_problem(one, name) for one in value)), None)
-    return None
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a finite number")
 
 
 def is_name(value: Any) -> bool:

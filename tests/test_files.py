@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import filelock
 import pytest
@@ -21,53 +21,27 @@ with lock(sys.argv[1]):
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds `tmp_path`."""
+def test_the_holder_is_named_and_killed_it_leaves_no_lock(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    process.stdout.readline()
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_the_holder_is_named(tmp_path, holder):
-    with (
-        pytest.raises(ResultsError, match=rf"in use by process {holder.pid} on .* since (.|\n)*Wait for it"),
-        lock(tmp_path),
-    ):
-        pass
-
-
-def test_a_killed_holder_leaves_no_lock(tmp_path, holder):
-    holder.kill()
-    holder.wait()
+    try:
+        process.stdout.readline()
+        with pytest.raises(ResultsError, match=rf"in use by process {process.pid} on .* since (.|\n)*Wait for it"):
+            lock(tmp_path).__enter__()
+        (tmp_path / ".holder.json").write_text("")  # it has not written its name yet
+        with pytest.raises(ResultsError, match="in use by another process"):
+            lock(tmp_path).__enter__()
+    finally:
+        process.kill()
+        process.wait()
     with lock(tmp_path):
         pass
 
 
 def test_another_thread_is_turned_away(tmp_path):
-    refused = []
-
-    def enter():
-        try:
-            with lock(tmp_path):
-                pass
-        except ResultsError as e:
-            refused.append(str(e))
-
-    with lock(tmp_path):
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-    assert f"process {os.getpid()}" in refused[0]
+    with lock(tmp_path), ThreadPoolExecutor(1) as other:
+        refused = other.submit(lock(tmp_path).__enter__).exception()
+    assert isinstance(refused, ResultsError) and f"process {os.getpid()}" in str(refused)
     with lock(tmp_path):  # given back
-        pass
-
-
-def test_a_holder_that_has_not_said_its_name_yet(tmp_path, holder):
-    (tmp_path / ".holder.json").write_text("")
-    with pytest.raises(ResultsError, match="in use by another process"), lock(tmp_path):
         pass
 
 
@@ -83,11 +57,8 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(StorageError, match="cannot be written to"),
-        lock(tmp_path / "file" / "x"),
-    ):
-        pass
+    with pytest.raises(StorageError, match="cannot be written to"):
+        lock(tmp_path / "file" / "x").__enter__()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -113,33 +84,17 @@ def test_json_has_no_nan(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("content", "reason"),
     [
-        ('{"a": 1', "line 1: cut off or damaged"),
-        ("", "line 1: empty"),
-        ('{"a": NaN}', "'a' is nan, not a finite number"),
-        ('{"a": 9223372036854775808}', "'a' is a whole number of more than 63 bits"),
-        ('{"a": ["\\u001b[2J"]}', "'a' holds the character '\\\\x1b', which cannot be printed"),
-        ('{"\\u0007": 1}', "a key holds the character"),
-        ("[" * 100_000, "damaged"),
-        ('{"a": ' + "1" * 10_000 + "}", "damaged"),
+        (b'{"a": 1,\n "b": ', ", line 2: cut off or damaged"),
+        (b"", ", line 1: empty"),
+        (b'{"a": NaN}', r": damaged \(NaN is not a finite number\)"),
+        (b'[-Infinity, "NaN"]', r": damaged \(-Infinity is not a finite number\)"),
+        (b"\xff\xfe", ": not a text file"),
     ],
 )
-def test_damaged_json_is_named(tmp_path, text, reason):
+def test_damaged_json_is_named(tmp_path, content, reason):
     path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(ResultsError, match=reason) as e:
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match=rf"^{path}{reason}.*; .*delete it$"):
         read_json(path, "delete it")
-    assert str(e.value).startswith(str(path)) and str(e.value).endswith("delete it")
-
-
-def test_json_is_read_back(tmp_path):
-    value = {"a": [1, 2.5, None, True, "ä\n"], "b": {}}
-    write_json(tmp_path / "x.json", value)
-    assert read_json(tmp_path / "x.json", "") == value
-
-
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ResultsError, match="not a text file"):
-        read_json(tmp_path / "x.json", "")

@@ -1,5 +1,6 @@
 """The plan's distributions, and crop, flip, cutout and normalise against plain NumPy, one image at a time."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -33,20 +34,13 @@ def assert_uniform(values: np.ndarray, cells: int) -> None:
     assert 1e-4 < p_value < 1 - 1e-4
 
 
-@pytest.mark.parametrize("epoch", [0, 3])
-def test_draws_are_uniform(epoch):
-    plan = plan_of(epoch)
-    assert plan.flip.dtype == bool and {column.dtype.name for column in plan} == {"int32", "bool"}
-    np.testing.assert_array_equal(np.sort(plan.order), np.arange(NUM))  # every example once
-    assert_uniform(9 * plan.crop_y + plan.crop_x, 81)
-    assert_uniform(plan.flip.astype(int), 2)
-    assert_uniform(32 * plan.cutout_y + plan.cutout_x, 32 * 32)
-    assert_uniform(plan.order[: NUM // 4] // 1000, 20)  # the first quarter comes from everywhere
-
-
-def test_draws_are_independent_of_each_other_and_of_the_image():
+def test_draws_are_uniform_and_independent_of_each_other_and_of_the_image():
     plan = plan_of(0)
+    assert [column.dtype.name for column in plan] == ["int32", "int32", "int32", "bool", "int32", "int32"]
+    np.testing.assert_array_equal(np.sort(plan.order), np.arange(NUM))  # every example once
+    assert_uniform(plan.order[: NUM // 4] // 1000, 20)  # the first quarter comes from everywhere
     assert_uniform(18 * plan.crop_y + 2 * plan.crop_x + plan.flip, 162)
+    assert_uniform(32 * plan.cutout_y + plan.cutout_x, 32 * 32)
     assert_uniform(32 * plan.crop_y + plan.cutout_y, 9 * 32)
     assert_uniform(32 * plan.crop_x + plan.cutout_x, 9 * 32)
     columns = np.stack([column.astype(float) for column in plan])
@@ -55,11 +49,9 @@ def test_draws_are_independent_of_each_other_and_of_the_image():
 
 
 def test_epochs_and_keys_differ():
-    plans = [plan_of(0), plan_of(1), plan_of(0, jax.random.key(8))]
-    for i, a in enumerate(plans):
-        for b in plans[i + 1 :]:
-            for x, y, same_by_chance in zip(a, b, [1 / NUM, 1 / 9, 1 / 9, 1 / 2, 1 / 32, 1 / 32], strict=True):
-                assert (x == y).mean() == pytest.approx(same_by_chance, abs=0.02)
+    for a, b in itertools.combinations([plan_of(0), plan_of(1), plan_of(0, jax.random.key(8))], 2):
+        for x, y, same_by_chance in zip(a, b, [1 / NUM, 1 / 9, 1 / 9, 1 / 2, 1 / 32, 1 / 32], strict=True):
+            assert (x == y).mean() == pytest.approx(same_by_chance, abs=0.02)
 
 
 def test_the_same_for_the_same_key_and_epoch():
@@ -100,24 +92,17 @@ def test_no_augmentation_draws_nothing_and_leaves_the_images():
     np.testing.assert_array_equal(jitted_augment_batch(IMAGES, plan, nothing), jax.jit(normalise)(IMAGES))
 
 
-CENTRES = np.divmod(np.arange(32 * 32), 32)  # every pixel once
-
-
-def holes(size: int) -> np.ndarray:
-    """What cutout removes of an image of ones, for every centre: (32, 32, 32, 32) bool, [y, x, row, column]."""
-    ones = jnp.ones((32 * 32, 32, 32, 1))
-    kept = jitted_cutout(ones, rows(centre=CENTRES, count=32 * 32), AugmentConfig(cutout_size=size))
-    return (np.asarray(kept) == 0).reshape(32, 32, 32, 32)
-
-
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 64])
 def test_cutout_equals_slicing(size):
-    expected = np.zeros((32, 32, 32, 32), bool)
-    for y in range(32):
-        for x in range(32):
-            top, left = y - size // 2, x - size // 2
-            expected[y, x, max(top, 0) : top + size, max(left, 0) : left + size] = True
-    np.testing.assert_array_equal(holes(size), expected)
+    """With every pixel as its centre: an image of ones for each of them."""
+    centres = np.divmod(np.arange(32 * 32), 32)
+    ones = jnp.ones((32 * 32, 32, 32, 1))
+    kept = jitted_cutout(ones, rows(centre=centres, count=32 * 32), AugmentConfig(cutout_size=size))
+    expected = np.ones((32 * 32, 32, 32, 1))
+    for image, y, x in zip(expected, *centres, strict=True):
+        top, left = y - size // 2, x - size // 2
+        image[max(top, 0) : top + size, max(left, 0) : left + size] = 0
+    np.testing.assert_array_equal(kept, expected)
 
 
 def test_normalise_every_value():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 import socket
 import sys
@@ -11,267 +10,178 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fake_cifar10 import bin_members, check, fake_data, isolated_fakes, write_files, write_tar
+from support.fake_cifar10 import check, flip, members, write_files, write_tar
 from support.fake_server import archive_server, send
 
 from jaxresnet.data import tfds
 from jaxresnet.data.cifar10 import load_cifar10
-from jaxresnet.data.dataset import Split
 from jaxresnet.data.tfds import default_tfds_dir, download_and_prepare, find_prepared, read_prepared
 from jaxresnet.errors import DataError
 
-DATA = fake_data()
 
-
-@pytest.fixture(scope="module")
-def prepared_once(tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    tfds._prepare(DATA, root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def fakes(monkeypatch, tmp_path):
-    with isolated_fakes(monkeypatch, tmp_path):
-        yield
+@pytest.fixture
+def root(data, tmp_path):
+    """TFDS' folder, which is not there."""
+    return tmp_path / "tensorflow_datasets"
 
 
 @pytest.fixture
-def prepared(prepared_once, tmp_path):
-    """A directory of CIFAR-10 in TFDS' folder."""
-    return Path(shutil.copytree(prepared_once, tmp_path / "tensorflow_datasets")) / "cifar10" / "3.0.2"
-
-
-@pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """Bytes that pass for the official archive."""
-    content = write_tar(tmp_path / "source.tar.gz", bin_members(DATA)).read_bytes()
+def server(data, tmp_path, monkeypatch):
+    """It has an archive that passes for the official one."""
+    content = write_tar(tmp_path / "source.tar.gz", members(data, "bin")).read_bytes()
     monkeypatch.setattr(tfds, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
-    return content
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    with archive_server(monkeypatch) as serve:
-        yield serve
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with archive_server(monkeypatch, content) as server:
+        yield server
 
 
 def files_below(root):
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
-# --- where ---
+# --- where, and reading ---
 
 
-@pytest.mark.parametrize("variable", ["/elsewhere/tfds", "~/sets"])
-def test_default_tfds_dir_is_that_of_tfds(variable, monkeypatch):
+def test_default_tfds_dir_is_that_of_tfds(monkeypatch):
     from tensorflow_datasets.core import constants
 
-    monkeypatch.setenv("TFDS_DATA_DIR", variable)
-    assert default_tfds_dir() == Path(constants.get_default_data_dir()).expanduser()
+    for variable in ("/elsewhere/tfds", "~/sets"):
+        monkeypatch.setenv("TFDS_DATA_DIR", variable)
+        assert default_tfds_dir() == Path(constants.get_default_data_dir()).expanduser()
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/tfds")  # not on this machine
+    assert default_tfds_dir() == Path("~/tensorflow_datasets").expanduser()
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert default_tfds_dir() == Path(constants.get_default_data_dir())
-    for not_on_this_machine in ("", "gs://bucket/tfds"):
-        monkeypatch.setenv("TFDS_DATA_DIR", not_on_this_machine)
-        assert default_tfds_dir() == Path("~/tensorflow_datasets").expanduser()
 
 
-def test_find_prepared_at_and_below_the_folder(prepared):
-    root = prepared.parent.parent
-    assert [find_prepared(folder) for folder in (root, root / "cifar10", prepared)] == [prepared] * 3
-    assert find_prepared(root.parent) is None
-    edit_json(prepared / "dataset_info.json", fileFormat="tfrecord")
-    assert find_prepared(root) is None
-    edit_json(prepared / "dataset_info.json", alternativeFileFormats=["array_record"])
-    assert find_prepared(root) == prepared
-    for content in ("", "{", "[]", '{"name": "mnist", "fileFormat": "array_record"}'):
-        (prepared / "dataset_info.json").write_text(content)
-        assert find_prepared(root) is None
+@pytest.mark.parametrize("above", [Path("cifar10", "3.0.2"), Path("3.0.2"), Path()], ids=str)
+def test_what_tfds_prepared_is_found_at_and_below_a_folder(above, tmp_path):
+    prepared = tmp_path / above
+    prepared.mkdir(parents=True, exist_ok=True)
+    assert find_prepared(tmp_path) is None
+    of = {"name": "cifar10", "fileFormat": "tfrecord"}
+    for info, found in ((of, None), ({**of, "alternativeFileFormats": ["array_record"]}, prepared), ({}, None)):
+        (prepared / "dataset_info.json").write_text(json.dumps(info))
+        assert find_prepared(tmp_path) == found
 
 
-# --- reading ---
+def test_damage_is_an_error_that_names_the_folder(data, root):
+    tfds._prepare(data, root)
+    (shard,) = root.rglob("cifar10-train.array_record*")
+    raw = shard.read_bytes()
+    for damage in (lambda: shard.write_bytes(flip(raw, len(raw) // 4)), shard.unlink):
+        damage()
+        with pytest.raises(DataError, match=f"^{root}/cifar10/3.0.2: .*Delete this folder"):
+            load_cifar10()
 
 
-def test_we_and_tfds_itself_read_what_was_prepared(prepared):
-    import tensorflow_datasets
-
-    builder = tensorflow_datasets.builder("cifar10", data_dir=prepared.parent.parent)
-    assert builder.info.full_name == "cifar10/3.0.2" and builder.info.features["label"].int2str(0) == "airplane"
-    stored = [example["id"].decode() for example in builder.as_data_source("train")]
-    assert stored != sorted(stored) == [f"train_{i:05d}" for i in range(500)]  # TFDS did shuffle
-    check(load_cifar10(), DATA)
-
-
-@pytest.mark.parametrize("name", [b"test_00004", b"test_00100", b"train_00003"])
-def test_wrong_ids_are_refused(name):
-    image = np.zeros((32, 32, 3), np.uint8)
-    stored = [{"id": f"test_{i:05d}".encode(), "image": image, "label": i % 10} for i in range(100)][::-1]
-    assert tfds._read_split(stored, "test").labels.tolist() == [*range(10)] * 10
-    stored[3]["id"] = name
+def test_examples_that_are_not_the_official_ones_are_refused(data):
+    stored = [{"id": f"test_{i:05d}".encode(), "image": np.zeros((32, 32, 3)), "label": 0} for i in range(1, 101)]
     with pytest.raises(ValueError, match="the 100 test examples are not test_00000 to test_00099"):
         tfds._read_split(stored, "test")
-
-
-def part_of_the_examples(path):
-    shutil.rmtree(path)
-    test = Split(DATA.test.images[1:], DATA.test.labels[1:])
-    tfds._prepare(DATA._replace(test=test), path.parent.parent)
-
-
-def flipped(path):
-    (shard,) = path.glob("cifar10-train.array_record*")
-    raw = bytearray(shard.read_bytes())
-    raw[len(raw) // 4] ^= 1
-    shard.write_bytes(raw)
-
-
-DAMAGES = {
-    "a flipped bit": flipped,
-    "a missing shard": lambda path: next(path.glob("cifar10-test.array_record*")).unlink(),
-    "no features": lambda path: (path / "features.json").unlink(),
-    "a part of the examples": part_of_the_examples,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_an_error_that_names_the_folder(damage, prepared):
-    DAMAGES[damage](prepared)
-    with pytest.raises(DataError, match=f"^{re.escape(str(prepared))}: .*Delete this folder"):
-        load_cifar10()
 
 
 # --- downloading and preparing ---
 
 
-def test_the_archive_is_the_one_that_tfds_knows(monkeypatch):
+def test_the_archive_is_the_one_that_tfds_knows():
     import tensorflow_datasets
 
-    monkeypatch.undo()
     known = Path(tensorflow_datasets.__file__).parent / "url_checksums" / "cifar10.txt"
     url, _, sha256, *_ = known.read_text().split()
     assert url == tfds.ARCHIVE_FOLDER + tfds.ARCHIVE_NAME and sha256 == tfds.ARCHIVE_SHA256
     assert 0 < tfds.NETWORK_TIMEOUT * (1 + tfds.RETRIES) < 30  # it promises to fail within half a minute
 
 
-def test_download_prepare_and_read(archive, serve, tmp_path, capfd):
-    requests = serve(lambda handler: send(handler, archive))
-    check(load_cifar10(), DATA)
-    path = tmp_path / "tensorflow_datasets" / "cifar10" / "3.0.2"
-    assert {file.parent for file in files_below(tmp_path / "tensorflow_datasets")} == {path}  # no archive is left
-    assert requests == ["/cifar-10-binary.tar.gz"]
-    check(load_cifar10(), DATA)
-    assert len(requests) == 1
+def test_it_is_downloaded_prepared_and_read_without_tensorflow_or_any_other_address(
+    server, data, root, monkeypatch, capfd
+):
+    look_up = socket.getaddrinfo
+
+    def only_the_server(host, *more, **named):
+        return look_up(host, *more, **named) if host == "127.0.0.1" else pytest.fail(f"it asked for {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_the_server)
+    for _ in range(2):
+        check(load_cifar10(), data)
+    assert server.requests == ["/cifar-10-binary.tar.gz"] and "tensorflow" not in sys.modules
+    assert {file.parent for file in files_below(root)} == {root / "cifar10" / "3.0.2"}  # no archive is left
     out, err = capfd.readouterr()
     assert out == ""
     assert [line.split()[0] for line in err.splitlines()] == ["Downloading", "Preparing", "Reading"]
 
+    import tensorflow_datasets
 
-def test_neither_tensorflow_nor_the_network_is_touched_after_the_download(archive, tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError("the network was touched")
-
-    write_files(tmp_path / "downloads" / "jaxresnet", {tfds.ARCHIVE_NAME: archive})
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr(socket.socket, "connect", fail)
-    check(read_prepared(download_and_prepare(tmp_path)), DATA)
-    assert "tensorflow" not in sys.modules
+    builder = tensorflow_datasets.builder("cifar10", data_dir=root)  # TFDS reads it as well
+    assert builder.info.full_name == "cifar10/3.0.2" and builder.info.features["label"].int2str(0) == "airplane"
+    stored = [example["id"].decode() for example in builder.as_data_source("train")]
+    assert stored != sorted(stored) == [f"train_{i:05d}" for i in range(500)]  # it did shuffle
 
 
 def stall(handler, archive):
-    send(handler, archive[:1000], length=len(archive))
+    send(handler, archive[:1000], len(archive))
     time.sleep(1)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (None, "refused"),
         (lambda handler, archive: send(handler, b"no such page", status=404), "404"),
         (lambda handler, archive: send(handler, b"<html>please log in</html>"), "hash of downloaded file"),
-        (lambda handler, archive: send(handler, archive[:-1000], length=len(archive)), "1000 more expected"),
+        (lambda handler, archive: send(handler, archive[:-1000], len(archive)), "1000 more expected"),
         (stall, "timed out"),
     ],
+    ids=["no such page", "page to log in", "cut off", "stalled"],
 )
-def test_a_failed_download_leaves_nothing(answer, message, archive, serve, tmp_path, monkeypatch):
+def test_a_failed_download_leaves_nothing(answer, message, server, root, monkeypatch):
     monkeypatch.setattr(tfds, "NETWORK_TIMEOUT", 0.3)
-    if answer:
-        serve(lambda handler: answer(handler, archive))
-    with pytest.raises(DataError, match=rf"^{tfds.ARCHIVE_FOLDER}cifar-10-binary.tar.gz: .*{message}") as raised:
+    server.answer = answer
+    told = rf"^{tfds.ARCHIVE_FOLDER}cifar-10-binary.tar.gz: .*{message}.*get it on another machine .*--data-dir"
+    with pytest.raises(DataError, match=told):
         load_cifar10()
-    assert "get it on another machine" in str(raised.value) and "--data-dir" in str(raised.value)
-    assert files_below(tmp_path / "tensorflow_datasets") == []
+    assert files_below(root) == []
 
 
-def test_a_failed_download_is_tried_again(archive, serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds, "RETRIES", 1)
-    requests = serve(lambda handler: send(handler, archive[: -1000 if len(requests) == 1 else None], len(archive)))
-    check(read_prepared(download_and_prepare(tmp_path)), DATA)
-    assert len(requests) == 2
+def test_without_a_network_the_error_says_how_to_get_it(data):
+    with pytest.raises(DataError, match=r"refused.*get it on another machine .*--data-dir"):
+        load_cifar10()
 
 
-def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(archive, serve, tmp_path, monkeypatch):
-    """After a process that was stopped or killed, whose other files are removed in the end."""
-    requests = serve(lambda handler: send(handler, archive))
-    prepare = tfds._prepare
-
-    def fail(data, root):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tfds, "_prepare", fail)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            download_and_prepare(tmp_path)
-    assert len(requests) == 1
-    (kept,) = tmp_path.rglob(tfds.ARCHIVE_NAME)
-    kept.write_bytes(archive[: len(archive) // 2])
-    kept.with_name("tmp123").write_bytes(b"part of a download")
-    monkeypatch.setattr(tfds, "_prepare", prepare)
-    path = download_and_prepare(tmp_path)
-    check(read_prepared(path), DATA)
-    assert len(requests) == 2
-    assert {file.parent for file in files_below(tmp_path)} == {tmp_path, path}  # tmp_path: the archive that is served
-
-
-def test_a_folder_that_cannot_be_written_is_named(archive, serve, tmp_path):
-    requests = serve(lambda handler: send(handler, archive))
-    (tmp_path / "file").write_text("")
-    root = tmp_path / "file" / "tfds"
-    with pytest.raises(DataError, match=rf"^{root}: cannot write .*\$TFDS_DATA_DIR.*--data-dir.*\$JAXRESNET_DATA"):
-        download_and_prepare(root)
-    assert not requests
-
-
-@pytest.mark.parametrize("downloaded", [False, True])
-def test_a_disk_that_fills_up_leaves_nothing_unfinished(downloaded, archive, serve, tmp_path):
-    """A limit on the size of a file fails a write half-way, as a full disk does."""
+def test_a_whole_archive_is_used_again_and_a_half_written_one_is_not(server, data, root, monkeypatch):
     resource = pytest.importorskip("resource")
-    serve(lambda handler: send(handler, archive))
-    root = tmp_path / "tfds"
-    if downloaded:
-        write_files(root / "downloads" / "jaxresnet", {tfds.ARCHIVE_NAME: archive})
+    folder = root / "downloads" / "jaxresnet"
+    write_files(folder, {tfds.ARCHIVE_NAME: server.content})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # fails a write half-way, as a full disk does
     try:
         with pytest.raises(DataError, match=r"cannot write CIFAR-10 here .*too large"):
             download_and_prepare(root)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert find_prepared(root) is None
-    assert [path.name for path in files_below(root)] == [tfds.ARCHIVE_NAME] * downloaded
-    check(read_prepared(download_and_prepare(root)), DATA)
+    assert not server.requests and files_below(root) == [folder / tfds.ARCHIVE_NAME]
+
+    half = server.content[: len(server.content) // 2]
+    write_files(folder, {tfds.ARCHIVE_NAME: half, "tmp123": b"what a process left that was killed"})
+    monkeypatch.setattr(tfds, "RETRIES", 1)  # and the first download fails
+    server.answer = lambda handler, archive: send(handler, archive if server.requests[1:] else half, len(archive))
+    path = download_and_prepare(root)
+    check(read_prepared(path), data)
+    assert len(server.requests) == 2 and {file.parent for file in files_below(root)} == {path}
 
 
-def test_another_process_may_prepare_it_at_the_same_time(archive, serve, tmp_path, prepared_once, monkeypatch):
-    serve(lambda handler: send(handler, archive))
-    root = tmp_path / "tfds"
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    root = tmp_path / "file" / "tfds"
+    with pytest.raises(DataError, match=rf"^{root}: cannot write .*\$TFDS_DATA_DIR.*--data-dir.*\$JAXRESNET_DATA"):
+        download_and_prepare(root)
+    assert not server.requests
+
+
+def test_another_process_may_prepare_it_at_the_same_time(server, data, root, monkeypatch):
+    prepare = tfds._prepare
 
     def lose_the_race(data, own):
         shutil.rmtree(root / "downloads" / "jaxresnet")  # as the other does in the end
-        shutil.copytree(prepared_once, root, dirs_exist_ok=True)
+        prepare(data, root)
 
     monkeypatch.setattr(tfds, "_prepare", lose_the_race)
-    check(read_prepared(download_and_prepare(root)), DATA)
+    check(read_prepared(download_and_prepare(root)), data)

@@ -1,26 +1,18 @@
 """Small data sets with CIFAR-10's structure, in each form that the loader reads.
 
-    with isolated_fakes(monkeypatch, tmp_path) as data:  # the loader now expects these counts and labels
-        check(load_cifar10(write_bin(tmp_path, data)), data)
-
-A batch has 100 images instead of 10,000: 500 to train, 100 to test.
+A batch has 100 images instead of 10,000: 500 to train, 100 to test. tests/data/conftest.py has the loader accept it.
 """
 
-import contextlib
-import gc
 import io
 import pickle
 import struct
 import tarfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from jaxresnet.data import readers, tfds
 from jaxresnet.data.dataset import Dataset, Split
-from jaxresnet.data.readers import BATCHES, NPZ_KEYS, label_crc32
+from jaxresnet.data.readers import BATCHES, NPZ_KEYS
 
 BATCH = 100
 
@@ -36,32 +28,6 @@ def fake_data(seed: int = 0) -> Dataset:
     return Dataset(split(5 * BATCH), split(BATCH))
 
 
-def accept_fakes(monkeypatch, data: Dataset) -> None:
-    """Make the loader expect these counts and labels instead of CIFAR-10's."""
-    monkeypatch.setattr(readers, "IMAGES_PER_BATCH", BATCH)
-    monkeypatch.setattr(readers, "LABEL_CRC32", tuple(label_crc32(labels) for _, _, labels in batches(data)))
-
-
-@contextlib.contextmanager
-def isolated_fakes(monkeypatch, tmp_path: Path) -> Iterator[Dataset]:
-    """A fake data set that the loader accepts, cut off from this machine's data sets, caches and network.
-
-    Warnings are errors meanwhile, so that one that a test does not expect fails it.
-    """
-    data = fake_data()
-    accept_fakes(monkeypatch, data)
-    monkeypatch.delenv("JAXRESNET_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tensorflow_datasets"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(tfds, "ARCHIVE_FOLDER", "http://127.0.0.1:1/")  # nobody answers
-    monkeypatch.setattr(tfds, "RETRIES", 0)
-    gc.collect()  # of tests before, whose warnings are not this one's
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield data
-
-
 def check(got: Dataset, expected: Dataset) -> None:
     """Assert that the loader returned exactly this."""
     for split in ("train", "test"):
@@ -69,16 +35,6 @@ def check(got: Dataset, expected: Dataset) -> None:
         assert images.dtype == np.uint8 and labels.dtype == np.int32
         np.testing.assert_array_equal(images, getattr(expected, split).images)
         np.testing.assert_array_equal(labels, getattr(expected, split).labels)
-
-
-class Runs:
-    """Pickles as a call of `function`: the way in which a hostile pickle runs code."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def batches(data: Dataset):
@@ -91,16 +47,14 @@ def batches(data: Dataset):
         yield name, np.ascontiguousarray(planes[rows]), labels[rows]
 
 
-def bin_files(data: Dataset) -> dict[str, bytes]:
-    return {f"{name}.bin": np.c_[labels, planes].tobytes() for name, planes, labels in batches(data)}
-
-
-def py_files(data: Dataset, protocol: int | None = None) -> dict[str, bytes]:
-    """Pickles as Python 2 wrote the official ones, or as this Python writes them with the given protocol."""
+def files(data: Dataset, layout: str, protocol: int | None = None) -> dict[str, bytes]:
+    """Of the official archive; layout: "bin" or "py". protocol: of pickles by this Python, in place of Python 2's."""
+    if layout == "bin":
+        return {f"{name}.bin": np.c_[labels, planes].tobytes() for name, planes, labels in batches(data)}
     if protocol is None:
         return {name: python2_pickle(planes, labels) for name, planes, labels in batches(data)}
     return {
-        name: pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol=protocol)
+        name: pickle.dumps({b"labels": labels.tolist(), b"data": planes}, protocol)
         for name, planes, labels in batches(data)
     }
 
@@ -123,6 +77,13 @@ def python2_pickle(planes: np.ndarray, labels: np.ndarray) -> bytes:
     return b"\x80\x02}(" + items + b"u."
 
 
+def flip(raw: bytes, position: int) -> bytes:
+    """The last bit of one byte is another."""
+    flipped = bytearray(raw)
+    flipped[position] ^= 1
+    return bytes(flipped)
+
+
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -131,11 +92,11 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def write_bin(where: Path, data: Dataset) -> Path:
-    return write_files(where / "cifar-10-batches-bin", bin_files(data))
+    return write_files(where / "cifar-10-batches-bin", files(data, "bin"))
 
 
 def write_py(where: Path, data: Dataset, protocol: int | None = None) -> Path:
-    return write_files(where / "cifar-10-batches-py", py_files(data, protocol))
+    return write_files(where / "cifar-10-batches-py", files(data, "py", protocol))
 
 
 def write_npz(path: Path, data: Dataset, keras: bool = False) -> Path:
@@ -157,9 +118,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def bin_members(data: Dataset) -> dict[str, bytes]:
-    return {f"cifar-10-batches-bin/{name}": content for name, content in bin_files(data).items()}
-
-
-def py_members(data: Dataset) -> dict[str, bytes]:
-    return {f"cifar-10-batches-py/{name}": content for name, content in py_files(data).items()}
+def members(data: Dataset, layout: str) -> dict[str, bytes]:
+    """Of the packed archive, which holds other files as well."""
+    contents = files(data, layout) | {"readme.html": b"", "batches.meta": b"names"}
+    return {f"cifar-10-batches-{layout}/{name}": content for name, content in contents.items()}

@@ -7,36 +7,27 @@ import threading
 from jaxresnet.data import tfds
 
 
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        self.server.answer(self, self.server.content)
+
+    def log_message(self, *args):
+        pass
+
+
 @contextlib.contextmanager
-def archive_server(monkeypatch):
-    """Yields serve(answer): the archive now comes from a local server, where `answer(handler)` is what a GET does.
-
-    serve returns the list of requested paths, which grows as they come.
-    """
-    servers = []
-
-    def serve(answer):
-        requests = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                requests.append(self.path)
-                answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setattr(tfds, "ARCHIVE_FOLDER", f"http://127.0.0.1:{servers[-1].server_port}/")
-        return requests
-
-    try:
-        yield serve
-    finally:
-        for server in servers:
+def archive_server(monkeypatch, content):
+    """The archive, of these bytes, now comes from a local server. Yields it: `requests` are the paths that it was asked
+    for, and `answer(handler, content)`, which a test may replace, is what a GET does."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requests, server.content, server.answer = [], content, send
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setattr(tfds, "ARCHIVE_FOLDER", f"http://127.0.0.1:{server.server_port}/")
+        try:
+            yield server
+        finally:
             server.shutdown()
-            server.server_close()
 
 
 def send(handler, body, length=None, status=200):
