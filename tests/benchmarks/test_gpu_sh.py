@@ -6,13 +6,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = "pytorch pytorch-float32 published step startup tests"
-SKIPPED = dict.fromkeys(PARTS.split(), "skipped")
+SKIPPED = dict.fromkeys(["pytorch", "pytorch-float32", "published", "step", "startup", "tests"], "skipped")
 
 
 @pytest.fixture
@@ -20,49 +18,48 @@ def gpu_sh(tmp_path):
     """(what stands in for Python, as a shell script; variables) -> exit status, {part: how it ended}, the logs."""
 
     def run(python="exit 0", **variables):
-        interpreter, folder = tmp_path / "interpreter", Path(tempfile.mkdtemp(dir=tmp_path)) / "out"
+        interpreter, folder = tmp_path / "interpreter", Path(tempfile.mkdtemp(dir=tmp_path))
         interpreter.write_text(f"#!/bin/sh\n{python}\n")
         interpreter.chmod(0o755)
         mine = ("SKIP", "ONLY", "TOTAL", "LIMIT", "TESTS", "DATA", "WHEELS", "PYTHON", "TOY")
         environ = {name: value for name, value in os.environ.items() if name not in mine}
-        environ |= {"PYTHON": str(interpreter), **variables}
         command = ["bash", str(BENCHMARKS / "gpu.sh"), str(folder)]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-        assert (folder / "gpu.tar.gz").is_file() == (folder / "summary.json").is_file() == (done.returncode != 2)
-        rows = json.loads((folder / "summary.json").read_text())["parts"] if done.returncode != 2 else []
-        ended = {row["part"]: row["result"] for row in rows}
+        status = subprocess.run(command, env={**environ, "PYTHON": str(interpreter), **variables}).returncode
+        assert (folder / "gpu.tar.gz").is_file()
+        rows = json.loads((folder / "summary.json").read_text())["parts"]
         logs = {path.stem: path.read_text() for path in folder.glob("*.log")}
-        return SimpleNamespace(status=done.returncode, ended=ended, logs=logs, stderr=done.stderr)
+        return status, {row["part"]: row["result"] for row in rows}, logs
 
     return run
 
 
 def test_a_part_that_fails_or_is_left_out_does_not_stop_the_others(gpu_sh):
     python = 'case "$*" in *published_run*) exit 3;; *) echo "$@";; esac'
-    done = gpu_sh(python, ONLY="published step startup", SKIP="startup")
-    assert done.status == 1 and done.ended == {**SKIPPED, "published": "failed", "step": "done"}
-    assert "benchmarks/train_step.py" in done.logs["step"] and "/out/step.json" in done.logs["step"]
-    assert gpu_sh(SKIP=PARTS).ended == SKIPPED
-    wrong = gpu_sh(SKIP="test")
-    assert wrong.status == 2 and "no part named test; there are: pytorch" in wrong.stderr
+    status, ended, logs = gpu_sh(python, ONLY="published step startup", SKIP="startup")
+    assert status == 1 and ended == {**SKIPPED, "published": "failed", "step": "done"}
+    assert "benchmarks/train_step.py" in logs["step"] and "/step.json" in logs["step"]
 
 
 def test_a_part_that_takes_too_long_is_ended(gpu_sh):
-    done = gpu_sh("exec sleep 60", ONLY="step", LIMIT="1")
-    assert done.status == 1 and done.ended["step"] == "out of time"
-    done = gpu_sh("exec sleep 60", ONLY="step", TOTAL="5")
-    assert done.status == 1 and done.ended["step"] == "no time left"
+    for limit, result in ({"LIMIT": "1"}, "out of time"), ({"TOTAL": "5"}, "no time left"):
+        status, ended, _ = gpu_sh("exec sleep 60", ONLY="step", **limit)
+        assert status == 1 and ended["step"] == result
 
 
-@pytest.mark.parametrize("toy", [{}, {"TOY": "1"}], ids=["gpu", "toy"])
+def test_a_part_that_there_is_not_is_refused(tmp_path):
+    command, env = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path)], {**os.environ, "SKIP": "test"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "no part named test; there are: pytorch" in done.stderr
+
+
+@pytest.mark.parametrize("toy", ["", "1"], ids=["gpu", "toy"])
 def test_no_flag_of_the_script_is_unknown_to_its_program(gpu_sh, toy):
     """What a GPU is asked for cannot be tried without one; that the programs take it can."""
-    done = gpu_sh('printf "%s\\n" "$@"', SKIP="tests", **toy)
-    assert done.status == 0 and done.logs.keys() == {*SKIPPED} - {"tests"}
-    for log in done.logs.values():
+    status, _, logs = gpu_sh('printf "%s\\n" "$@"', SKIP="tests", TOY=toy)
+    assert status == 0 and logs.keys() == {*SKIPPED} - {"tests"}
+    for log in logs.values():
         program, *flags = log.splitlines()
-        command = [sys.executable, "-c", ARGUMENTS, str(BENCHMARKS.parent / program), *flags]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", ARGUMENTS, str(BENCHMARKS.parent / program), *flags], check=True)
 
 
 # Runs a program up to the point where it has understood its command line.

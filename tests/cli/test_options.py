@@ -4,18 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.fake_experiments import (
-    BASE,
-    EXPERIMENT,
-    MAIN,
-    MEASURED,
-    OTHER,
-    RATES,
-    arms_of,
-    asked_of,
-    exit_code,
-    parse_main,
-)
+from support.fake_experiments import BASE, EXPERIMENT, MAIN, MEASURED, OTHER, RATES, arms_of, asked_of, exit_code
 
 import jaxresnet.cli.experiment
 from jaxresnet.cli.experiment import Experiment
@@ -24,8 +13,6 @@ from jaxresnet.config import ModelConfig, TrainConfig, with_fields
 from jaxresnet.errors import ConfigError
 from jaxresnet.recipes import intended
 
-# -------------------------------------------------------------------------------------------- protocol, demo and fields
-
 
 def meant(config):
     """As a script runs it as intended: in the precision that suits the device."""
@@ -33,7 +20,7 @@ def meant(config):
 
 
 def test_without_flags_the_run_is_the_intended_one():
-    options, fields = parse_main()
+    options, fields = parse([EXPERIMENT], [])
     assert options.config == meant(BASE) and fields == {}
     assert (options.seeds, options.protocol, options.demo) == ((0, 1, 2), "intended", False)
     assert (options.only, options.all, options.devices) == ((), False, "data")
@@ -42,21 +29,10 @@ def test_without_flags_the_run_is_the_intended_one():
     assert arms_of() == {arm: meant(config) for arm, config in MAIN.items()}
 
 
-@pytest.mark.parametrize(
-    ("argv", "default", "protocols", "config"),
-    [
-        (["--protocol", "published"], "intended", ("published",), BASE),
-        ([], "both", ("published", "intended"), meant(BASE)),
-        (["--protocol", "both", "--protocol", "published"], "intended", ("published",), BASE),  # the last one counts
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_the_protocol_sets_the_defaults_of_the_other_flags(argv, default, protocols, config):
-    options, fields = parse_main(*argv, protocol=default)
-    assert options.protocols == protocols and options.config == config and fields == {}
-
-
-def test_the_arms_of_each_protocol():
+def test_the_protocol_sets_the_arms_and_the_defaults_of_the_other_flags():
+    assert parse([EXPERIMENT], ["--protocol", "published"])[0].config == BASE
+    both = parse([EXPERIMENT], [], protocol="both")[0]
+    assert both.protocols == ("published", "intended") and both.config == meant(BASE)
     assert arms_of("--protocol", "published") == MAIN
     as_published, as_meant = asked_of("--protocol", "both", "--num-epochs", "7")
     assert (as_published.protocol, as_meant.protocol) == ("published", "intended")
@@ -69,7 +45,7 @@ def test_every_field_is_a_flag_of_its_own_name():
         "--seeds 4 5 --sync-period 7 --no_flip --width 32 --stage-sizes 2 2 2 2 --precision bfloat16 --train-size 9000"
     )
     argv = [*argv.split(), "--out", "here", "--learning-rate=0.5", "--schedule-length", "None"]
-    options, fields = parse_main(*argv)
+    options, fields = parse([EXPERIMENT], argv)
     assert options.seeds == (4, 5) and options.out == Path("here")
     model = {"width": 32, "stage_sizes": (2, 2, 2, 2), "precision": "bfloat16"}
     optim = {"sync_period": 7, "learning_rate": 0.5, "schedule_length": None}
@@ -84,40 +60,31 @@ def test_demo_flags_can_be_changed_too():
         assert config.num_epochs == 2 and config.batch_size == 64
         assert config.model == ModelConfig(width=16, precision="bfloat16")
         assert config.val_size == jaxresnet.cli.experiment.DEMO_VAL
-    assert parse_main("--protocol", "published", "--demo")[0].config.val_size == 0
-
-
-# ---------------------------------------------------------------------------------------------------- which comparisons
+    assert parse([EXPERIMENT], ["--protocol", "published", "--demo"])[0].config.val_size == 0
 
 
 @pytest.mark.parametrize(
-    ("experiment", "only", "optional", "selected"),
+    "experiment, only, optional, selected",
     [
         (MEASURED, [], False, ["sizes"]),
-        (MEASURED, [], True, ["sizes", "sizes-trained"]),
-        (MEASURED, ["sizes"], False, ["sizes"]),
         (MEASURED, ["sizes"], True, ["sizes", "sizes-trained"]),
         (MEASURED, ["sizes-trained"], False, ["sizes-trained"]),
-        (MEASURED, ["trained"], True, []),
         (OTHER, ["rates"], False, ["rates-256"]),  # optional ones are asked for by their whole name
         (OTHER, ["rates-one", "rates-256"], False, ["rates-256", "rates-one"]),  # in the script's order
     ],
 )
-def test_select(experiment, only, optional, selected):
+def test_only_names_what_runs_and_optional_ones_run_where_they_are_asked_for(experiment, only, optional, selected):
     assert experiment.select(only, optional) == selected
 
 
 @pytest.mark.parametrize(
-    ("experiments", "argv", "names"),
+    "experiments, argv, names",
     [
-        ((EXPERIMENT, OTHER), [], ["main", "rates-256"]),
         ((EXPERIMENT, OTHER), ["--demo"], ["main-demo", "rates-256-demo"]),
         ((EXPERIMENT, OTHER), ["--all"], ["main", "rates-256", "rates-one"]),
-        ((EXPERIMENT, OTHER), ["--protocol", "published"], ["main-published", "rates-256-published"]),
         ((EXPERIMENT,), ["--protocol", "both", "--demo"], ["main-published-demo", "main-demo"]),
         ((EXPERIMENT, OTHER), ["--only", "rates", "--name", "k10"], ["k10"]),
         ((MEASURED,), ["--name", "k10", "--train"], ["k10"]),  # --train is --all; the measurement keeps its own name
-        ((MEASURED,), [], []),
     ],
 )
 def test_the_folders_of_a_command(experiments, argv, names):
@@ -125,12 +92,10 @@ def test_the_folders_of_a_command(experiments, argv, names):
 
 
 def test_the_defaults_are_those_of_the_first_arm_that_runs():
-    both = (EXPERIMENT, OTHER)
-    assert parse_main(experiments=both)[0].config == meant(BASE)
-    for only in (["--only", "rates"], ["--only=rates-one"]):
-        assert parse_main(*only, experiments=both)[0].config == meant(RATES["lr 1e-2"])
+    assert parse([EXPERIMENT, OTHER], [])[0].config == meant(BASE)
+    assert parse([EXPERIMENT, OTHER], ["--only=rates-one"])[0].config == meant(RATES["lr 1e-2"])
     nothing_to_train = Experiment("Only measures.", {}, measurements=MEASURED.measurements)
-    assert parse_main(experiments=(nothing_to_train,))[0].config == TrainConfig()
+    assert parse([nothing_to_train], [])[0].config == TrainConfig()
 
 
 def test_a_value_that_is_called_like_a_flag_is_none():
@@ -140,24 +105,16 @@ def test_a_value_that_is_called_like_a_flag_is_none():
     assert options.only == ("batch_size", "learning_rate") and options.out == Path("width") and fields == {}
 
 
-# ---------------------------------------------------------------------------------------------------------- wrong flags
-
-
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    "argv, told",
     [
         (["--only", "main", "--only=main"], "--only: give it once, with one or more names"),
         (["--only", "main", "rates"], "--only rates: must be one of main, sizes, sizes-trained$"),
         (["--seed", "0"], "name them all: --seeds 0 1 2"),
         (["--demo", "--data-dir", "."], "leave --data-dir out, or leave --demo out"),
         # For all arms, so also with the value that the first arm has.
-        (
-            ["--lookahead"],
-            "--lookahead: the arms of main compare its values True, False. Leave the flag out",
-        ),
-        (["--no_lookahead", "--protocol", "published", "--demo"], "--lookahead: the arms of main compare its values"),
+        (["--lookahead"], "--lookahead: the arms of main compare its values True, False. Leave the flag out"),
         (["--name", "k10", "--protocol", "both"], "--name k10: is for one comparison, and this command runs 2"),
-        (["--name", "k10", "--only", "sizes"], "--name k10: is for one comparison, and this command runs 0"),
         (["--only", "sizes", "--width", "4"], "--width: no effect, as no network is trained. Add --train"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -167,9 +124,7 @@ def test_what_cannot_be_meant_is_refused(argv, told):
         asked_of(*argv, experiments=(EXPERIMENT, MEASURED))
 
 
-def test_a_flag_is_refused_for_comparisons_that_run_only():
-    with pytest.raises(ConfigError, match="--learning-rate: the arms of rates-256 compare its values"):
-        arms_of("--learning-rate", "0.5", experiment=OTHER)
+def test_a_flag_that_other_comparisons_compare_is_taken_for_one_that_does_not():
     arms = arms_of("--learning-rate", "0.5", "--only", "rates-one", experiment=OTHER)
     assert [config.optim.learning_rate for config in arms.values()] == [0.5]
 

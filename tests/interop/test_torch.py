@@ -1,9 +1,6 @@
 """PyTorch's state dicts to our variables and back: names, layouts, bits, and refusals that name every tensor."""
 
-import sys
 from dataclasses import replace
-from functools import reduce
-from operator import getitem
 
 import jax
 import ml_dtypes
@@ -13,7 +10,7 @@ from support.fake_weights import SMALL, assert_same_arrays, numbers, state_dict
 from support.tiny import assert_same_bits
 
 from jaxresnet.config import ModelConfig
-from jaxresnet.errors import UserError, WeightsError
+from jaxresnet.errors import WeightsError
 from jaxresnet.interop.torch import counted_batches, from_torch, model_config_of, to_torch, torch_arrays
 from jaxresnet.nn.resnet import build_model
 
@@ -26,21 +23,13 @@ CONFIGS = [
 ]
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-
-
 def refusal(tensors, config=None) -> str:
     with pytest.raises(WeightsError) as error:
         from_torch(tensors, config)
     return str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------ where tensors go
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_variables_are_those_that_the_network_starts_with(config):
     tensors = numbers(config)
     assert model_config_of(tensors) == config, "the network is read off the tensors"
@@ -53,29 +42,7 @@ def test_variables_are_those_that_the_network_starts_with(config):
     )
 
 
-@pytest.mark.parametrize(
-    "place, name, axes",
-    [
-        ("params.conv1.kernel", "conv1.weight", (2, 3, 1, 0)),
-        ("params.stages.0.0.conv2.kernel", "layer1.0.conv2.weight", (2, 3, 1, 0)),
-        ("params.stages.1.0.shortcut_conv.kernel", "layer2.0.shortcut.0.weight", (2, 3, 1, 0)),
-        ("params.stages.1.0.shortcut_bn.bias", "layer2.0.shortcut.1.bias", (0,)),
-        ("params.stages.1.0.bn2.scale", "layer2.0.bn2.weight", (0,)),
-        ("batch_stats.bn1.mean", "bn1.running_mean", (0,)),
-        ("batch_stats.stages.1.0.shortcut_bn.var", "layer2.0.shortcut.1.running_var", (0,)),
-        ("params.linear.kernel", "linear.weight", (1, 0)),
-    ],
-)
-def test_each_tensor_goes_to_its_place(place, name, axes):
-    tensors = numbers()
-    array = reduce(getitem, place.split("."), from_torch(tensors))
-    np.testing.assert_array_equal(array, tensors[name].transpose(axes))
-
-
-# ------------------------------------------------------------------------------------------------------------ bits
-
-
-@pytest.mark.parametrize("config", [SMALL, CONFIGS[2]], ids=str)
+@pytest.mark.parametrize("config", [SMALL, CONFIGS[2]])
 def test_round_trip_keeps_every_bit_and_nothing_is_an_alias(config):
     tensors = state_dict(config, steps=5)
     variables = from_torch(tensors)
@@ -88,14 +55,14 @@ def test_round_trip_keeps_every_bit_and_nothing_is_an_alias(config):
     assert_same_arrays(torch_arrays(variables, 5), state_dict(config, steps=5))
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("wrap", [None, "net", "state_dict"])
-def test_all_forms_of_a_state_dict_give_the_same(prefix, wrap):
+@pytest.mark.parametrize(
+    "wrap, prefix", [(None, "module."), ("net", "_orig_mod."), ("state_dict", "module._orig_mod.")]
+)
+def test_all_forms_of_a_state_dict_give_the_same(wrap, prefix):
     form = {prefix + name: array for name, array in state_dict(steps=9).items()}
     form = {wrap: form, "acc": 91.26, "epoch": 50} if wrap else form
-    assert_same_bits(from_torch(form), from_torch(state_dict()))
     assert_same_bits(from_torch(form, SMALL), from_torch(state_dict()))
-    assert counted_batches(form) == 9 and counted_batches(state_dict()) == 0
+    assert model_config_of(form) == SMALL and counted_batches(form) == 9 and counted_batches(state_dict()) == 0
 
 
 def test_other_precisions_become_float32():
@@ -106,9 +73,6 @@ def test_other_precisions_become_float32():
         assert_same_arrays(torch_arrays(from_torch(cast)), torch_arrays(from_torch(expected)))
     third = from_torch({**tensors, "linear.bias": np.full(10, 1 / 3)})["params"]["linear"]["bias"]
     assert (np.asarray(third) == np.float32(1 / 3)).all()
-
-
-# -------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_every_tensor_that_does_not_fit_is_named_with_both_shapes():
@@ -145,15 +109,11 @@ def renamed(old, new):
     "tensors, parts",
     [
         (renamed("linear", "fc"), ["fc.weight: extra", "linear.weight: missing"]),
-        (renamed("layer2.0", "layer2.1"), ["layer2.0.conv1.weight: missing", "layer2.1.conv1.weight: extra"]),
         (renamed("layer2", "layer3"), ["stage_sizes=(1, 0, 1)"]),
         (numbers() | {"layer2.0.shortcut.0.weight": np.zeros((8, 4, 5, 5))}, ["shortcut_kernel=5: must be one of"]),
-        (numbers() | {"linear.weight": np.zeros((1, 8))}, ["num_classes=1"]),
-        (numbers() | {f"layer{i}.0.x": np.zeros(1) for i in range(1, 8)}, ["stage_sizes=(1, 1, 1, 1, 1, 1, 1)"]),
         ({"backbone": {}, "head.weight": np.ones((2, 3))}, ["backbone, head.weight", "give the state dict itself"]),
         ({}, ["1, 1, 1, 1 blocks, width 64", "linear.bias: missing, expected (10,)"]),
         (None, ["NoneType is not a state dict"]),
-        ([("conv1.weight", 1)], ["list is not a state dict"]),
     ],
 )
 def test_networks_that_this_library_has_not_are_refused_with_the_reason(tensors, parts):
@@ -169,17 +129,9 @@ def test_variables_of_no_network_are_refused():
         torch_arrays({**from_torch(numbers()), "batch_stats": {}})
 
 
-def test_without_pytorch_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"PyTorch is not installed.*pip install"):
-        to_torch(from_torch(numbers()))
-
-
-# --------------------------------------------------------------------------------------------------------- PyTorch
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_pytorchs_network_takes_them_and_gives_them_back(torch, config):
+@pytest.mark.parametrize("config", CONFIGS[:3])
+def test_pytorchs_network_takes_them_and_gives_them_back(config):
+    torch = pytest.importorskip("torch")
     from support.golden import oracle
 
     net = oracle.build(config)
@@ -196,7 +148,8 @@ def test_pytorchs_network_takes_them_and_gives_them_back(torch, config):
     assert_same_arrays(net.state_dict(), before | counts)
 
 
-def test_tensors_of_any_kind_are_read(torch):
+def test_tensors_of_any_kind_are_read():
+    torch = pytest.importorskip("torch")
     arrays = numbers()
     expected = from_torch(arrays)
     transposed = {n: torch.from_numpy(a.T.copy()).permute(*reversed(range(a.ndim))) for n, a in arrays.items()}

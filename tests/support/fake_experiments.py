@@ -24,10 +24,6 @@ def exit_code(function, *args, **kwargs):
     return 0
 
 
-def parse_main(*argv, experiments=(EXPERIMENT,), **kwargs):
-    return parse(experiments, list(argv), **kwargs)
-
-
 def asked_of(*argv, experiments=(EXPERIMENT,)):
     """The comparisons that a command runs."""
     return comparisons(experiments, *parse(experiments, list(argv)))
