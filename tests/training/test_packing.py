@@ -21,34 +21,43 @@ OPTIMISERS = {
 
 
 def random_like(tree, seed=0):
+    """Of arrays or shapes; what is no float is zero."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda a: jnp.asarray(rng.uniform(0.1, 1, a.shape), a.dtype) if a.dtype == jnp.float32 else a, tree
-    )
+
+    def numbers(a):
+        return (rng.uniform(0.1, 1, a.shape) if a.dtype == jnp.float32 else np.zeros(a.shape)).astype(a.dtype)
+
+    return jax.tree.map(numbers, tree)
+
+
+def state_shapes(config):
+    optimiser = make_step_optimizer(config, hypers_of(config))
+    return jax.eval_shape(lambda: create_train_state(build_model(MODEL), optimiser, 0))
 
 
 @pytest.mark.parametrize("config", OPTIMISERS.values(), ids=OPTIMISERS)
 def test_as_vectors_a_state_is_the_same_and_an_optimiser_moves_it_alike(config):
-    optimiser = make_step_optimizer(config, hypers_of(config))
-    tree = random_like(jax.jit(lambda: create_train_state(build_model(MODEL), optimiser, 0))())
-    layout, update = vectors(tree), jax.jit(optimiser.update)
-    packed = layout.pack_state(tree)
-    assert_same_bits(layout.unpack_state(packed), tree)
+    tree = random_like(state_shapes(config))
+    layout = vectors(tree)
+    pack, pack_state, unpack_state = map(jax.jit, (layout.pack, layout.pack_state, layout.unpack_state))
+    packed = pack_state(tree)
+    assert_same_bits(unpack_state(packed), tree)
     assert packed.params.shape == (sum(leaf.size for leaf in jax.tree.leaves(tree.params)),)
     assert len(jax.tree.leaves(packed)) <= 13 < len(jax.tree.leaves(tree)), "fewer kernels are what it is for"
+
+    @jax.jit
+    def moved(state, grads):
+        updates, opt_state = make_step_optimizer(config, hypers_of(config)).update(grads, state.opt_state, state.params)
+        return state._replace(params=jax.tree.map(jnp.add, state.params, updates), opt_state=opt_state)
+
     for step in range(2):  # Lookahead synchronises after the second
         grads = random_like(tree.params, seed=step + 1)
-        updates, opt_state = update(grads, tree.opt_state, tree.params)
-        tree = tree._replace(params=jax.tree.map(jnp.add, tree.params, updates), opt_state=opt_state)
-        updates, opt_state = update(layout.pack(grads), packed.opt_state, packed.params)
-        packed = packed._replace(params=packed.params + updates, opt_state=opt_state)
-    assert_same_to_rounding(layout.unpack_state(packed), tree)
+        tree, packed = moved(tree, grads), moved(packed, pack(grads))
+    assert_same_to_rounding(unpack_state(packed), tree)
 
 
 def test_output_channels_are_the_slowest_axis():
     """As cuDNN has them, so that a kernel is a piece of the vector as it lies there."""
     kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
-    config = OptimConfig(lookahead=False)
-    state = create_train_state(build_model(MODEL), make_step_optimizer(config, hypers_of(config)), 0)
-    layout = vectors(state._replace(params={"kernel": kernel}))
+    layout = vectors(state_shapes(OptimConfig())._replace(params={"kernel": kernel}))
     np.testing.assert_array_equal(layout.pack({"kernel": kernel})[:18], kernel[..., 0].ravel())

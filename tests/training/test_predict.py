@@ -39,8 +39,8 @@ def test_probabilities_are_of_the_best_epoch_and_the_scored_weights(run, tiny_da
     loss = -np.log(probabilities[np.arange(100), tiny_data.test.labels]).mean()
     accuracy = 100 * (probabilities.argmax(1) == tiny_data.test.labels).mean()
     slow, fast = (numpy_scores(RUN, result.weights, tiny_data.test, kind) for kind in ("slow", "fast"))
-    reported = result.summary["test_loss"], result.summary["test_accuracy"]
-    assert (loss, accuracy) == pytest.approx(reported, rel=1e-5) == pytest.approx(slow, rel=1e-5)
+    for found in ((loss, accuracy), (result.summary["test_loss"], result.summary["test_accuracy"])):
+        assert found == pytest.approx(slow, rel=1e-5)
     assert abs(fast[0] - slow[0]) > 1e-3
     assert predict(folder, np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 10)
 
