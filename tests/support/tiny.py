@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxresnet.config import ModelConfig, TrainConfig
-from jaxresnet.data.dataset import Dataset, Split, split_validation
+from jaxresnet.data.dataset import Dataset, Split
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.training.state import Weights
 
@@ -102,11 +102,6 @@ def numpy_scores(config, weights: Weights, split, kind):
     log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     loss = -log_probabilities[np.arange(len(split.labels)), split.labels].mean()
     return loss, 100 * (logits.argmax(1) == split.labels).mean()
-
-
-def splits(config, data):
-    """(train, validation) as a run of `config` sees them."""
-    return split_validation(data.train, config.val_size, config.seed)
 
 
 def contents(folder, timed=True):

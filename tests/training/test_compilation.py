@@ -1,8 +1,4 @@
-"""XLA's options, and the cache on disk: whose it is, and that the next process compiles nothing large."""
-
-import os
-import subprocess
-import sys
+"""XLA's options, and whose the cache on disk is. (That a second start compiles nothing large: test_startup.py.)"""
 
 import jax
 import numpy as np
@@ -67,45 +63,11 @@ def test_the_folder_is_the_users_own_and_the_processors(no_cache, monkeypatch):
     assert use_compilation_cache() != folder
 
 
-def test_jaxs_own_setting_goes_before(no_cache):
+def test_jaxs_own_setting_goes_before_and_without_a_folder_nothing_is_kept(no_cache, monkeypatch):
+    (no_cache / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(no_cache / "file"))  # a home that nothing can be written to
+    assert use_compilation_cache() is None and jax.config.jax_compilation_cache_dir is None
     jax.config.update("jax_compilation_cache_dir", str(no_cache / "mine"))
     assert use_compilation_cache() == no_cache / "mine"
-    assert not (no_cache / "jaxresnet").exists()
-
-
-@pytest.mark.parametrize("why", ["turned off", "no writable home"])
-def test_without_a_folder_nothing_is_kept(no_cache, monkeypatch, why):
-    if why == "turned off":
-        monkeypatch.setenv("JAXRESNET_COMPILATION_CACHE", "0")
-    else:
-        (no_cache / "file").touch()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(no_cache / "file"))
-    assert use_compilation_cache() is None and jax.config.jax_compilation_cache_dir is None
-
-
-COUNT = """
-from jax import monitoring
-import jaxresnet as jr
-from jaxresnet.training.compilation import use_compilation_cache
-hits = []
-monitoring.register_event_listener(lambda name, **_: hits.append(name) if "cache_hits" in name else None)
-use_compilation_cache()
-config = jr.TrainConfig(model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32), num_epochs=1, batch_size=32,
-                        val_size=16)
-result = jr.fit(config, jr.make_synthetic(80, 16))
-print(len(hits), result.history[0]["train_loss"])
-"""
-
-
-def test_the_next_process_compiles_nothing_large(tmp_path):
-    """Its numbers are the same bits."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAXRESNET", "XLA_FLAGS"))}
-    environ["XDG_CACHE_HOME"] = str(tmp_path)
-    runs = [
-        subprocess.run([sys.executable, "-c", COUNT], env=environ, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    ]
-    (hits, loss), (hits_again, loss_again) = (run.stdout.split() for run in runs)
-    assert loss == loss_again
-    assert int(hits) == 0 and int(hits_again) >= 3, "at least a step, an evaluation and the initial weights"
-    assert not runs[1].stderr
+    monkeypatch.setenv("JAXRESNET_COMPILATION_CACHE", "0")
+    assert use_compilation_cache() is None

@@ -45,7 +45,7 @@ def test_the_first_steps_of_a_published_protocol(name, pytorch):
 IMAGES = make_synthetic(500, 10).train.images
 
 
-@pytest.mark.parametrize(("padding", "hole"), [(4, 8), (4, 0), (0, 8), (2, 7), (4, 40)])
+@pytest.mark.parametrize(("padding", "hole"), [(4, 8), (2, 7)])
 def test_pixels_from_equal_draws(padding, hole):
     augment = AugmentConfig(crop_padding=padding, cutout_size=hole)
     draws = cases.draws(len(IMAGES), augment)

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxresnet.config import ModelConfig, OptimConfig
 from jaxresnet.nn.resnet import Model, build_model
 from jaxresnet.optim.lookahead import LookaheadState
 from jaxresnet.optim.optimizers import make_optimizer
-from jaxresnet.training.state import TrainState, Weights, create_train_state, sync_batch_stats, weights_of
+from jaxresnet.training.state import Weights, create_train_state, sync_batch_stats, weights_of
 
 
 def init(key: jax.Array) -> dict:
@@ -17,13 +16,8 @@ def init(key: jax.Array) -> dict:
 
 
 MODEL = Model(init, lambda variables, images, train: (images, variables))  # one layer will do here
-
-
-def tx(lookahead: bool):
-    return make_optimizer(OptimConfig(lookahead=lookahead), steps_per_epoch=4, num_epochs=3)
-
-
-create = jax.jit(lambda seed: create_train_state(MODEL, tx(True), seed))
+TX = make_optimizer(OptimConfig(), steps_per_epoch=4, num_epochs=3)
+create = jax.jit(lambda seed: create_train_state(MODEL, TX, seed))
 
 
 def assert_same(a, b):
@@ -31,57 +25,23 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_the_state_before_the_first_step():
-    state = create_train_state(MODEL, tx(True), 0)
-    assert state.step.shape == () and state.step.dtype == jnp.int32 and int(state.step) == 0
-    assert isinstance(state.opt_state, LookaheadState)
-    assert_same(state.opt_state.slow_params, state.params)
-    assert_same(state.slow_batch_stats, state.batch_stats)
-    assert state.key.dtype == jnp.uint32
-    jax.random.wrap_key_data(state.key)  # is key data of the default implementation
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-
-
-def test_without_lookahead_there_is_nothing_slow():
-    state = create_train_state(MODEL, tx(False), 0)
-    assert state.slow_batch_stats == {} and not isinstance(state.opt_state, LookaheadState)
-
-
-def test_the_seed_decides_everything():
-    assert_same(create(3), create(3))
+def test_the_seed_decides_everything_whether_traced_or_a_number():
+    for seed in (3, 2**32 - 1):
+        assert_same(create(np.uint32(seed)), create_train_state(MODEL, TX, seed))
     a, b = create(3), create(4)
-    assert (a.params["w"] != b.params["w"]).all()
-    assert (a.key != b.key).any()
-
-
-def test_a_traced_seed_is_the_number():
-    assert_same(create(np.uint32(3)), create_train_state(MODEL, tx(True), 3))
-    assert_same(create(np.uint32(2**32 - 1)), create_train_state(MODEL, tx(True), 2**32 - 1))
-
-
-def test_weights_and_run_have_keys_of_their_own():
-    state = create(3)
-    key = jax.random.wrap_key_data(state.key)
-    assert (init(key)["params"]["w"] != state.params["w"]).all()
-
-
-def test_no_two_arrays_share_a_buffer():
-    """So that the whole state can be donated."""
-    state = create_train_state(MODEL, tx(True), 0)
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
-    assert len(set(pointers)) == len(pointers)
+    assert (a.params["w"] != b.params["w"]).all() and (a.key != b.key).any()
+    key = jax.random.wrap_key_data(a.key)
+    assert (init(key)["params"]["w"] != a.params["w"]).all(), "the weights have a key of their own"
+    assert a.step.dtype == jnp.int32 and int(a.step) == 0
+    assert_same(a.opt_state.slow_params, a.params)
+    assert_same(a.slow_batch_stats, a.batch_stats)
 
 
 def test_the_state_of_a_network_is_float32():
     model = build_model(ModelConfig(stage_sizes=(1,), width=2, pool_size=32, precision="bfloat16"))
-    state = jax.eval_shape(lambda: create_train_state(model, tx(True), 0))
+    state = jax.eval_shape(lambda: create_train_state(model, TX, 0))
     trees = (state.params, state.batch_stats, state.slow_batch_stats, state.opt_state.slow_params)
     assert {leaf.dtype for tree in trees for leaf in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
-    assert jax.tree.structure(state.slow_batch_stats) == jax.tree.structure(state.batch_stats)
-
-
-def opt_state(count: int) -> LookaheadState:
-    return LookaheadState(jnp.int32(count), {}, (), ())
 
 
 def test_slow_statistics_by_hand():
@@ -89,30 +49,18 @@ def test_slow_statistics_by_hand():
     slow = {"mean": jnp.zeros(2)}
     found = []
     for step in range(1, 5):
-        fast = {"mean": jnp.full(2, 4.0 * step)}
-        slow = sync_batch_stats(slow, fast, opt_state(step), sync_period=2, slow_step_size=0.25)
+        fast, opt_state = {"mean": jnp.full(2, 4.0 * step)}, LookaheadState(jnp.int32(step), {}, (), ())
+        slow = sync_batch_stats(slow, fast, opt_state, sync_period=2, slow_step_size=0.25)
         found.append(slow["mean"].tolist())
     assert found == [[0, 0], [2, 2], [2, 2], [5.5, 5.5]]
 
 
-def test_slow_statistics_without_lookahead_stay_empty():
-    assert sync_batch_stats({}, {"mean": jnp.ones(2)}, (), 1, 0.5) == {}
-
-
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_slow_statistics_at_the_edges_of_alpha(alpha):
-    slow = sync_batch_stats({"m": jnp.float32(2)}, {"m": jnp.float32(7)}, opt_state(5), 5, alpha)
-    assert float(slow["m"]) == (7 if alpha else 2)
-
-
 def test_what_is_evaluated():
-    state = create(0)
-    state = state._replace(params={"w": "fast"}, batch_stats={"mean": "fast statistics"})
-    state = state._replace(slow_batch_stats={"mean": "slow statistics"})
-    state = state._replace(opt_state=state.opt_state._replace(slow_params={"w": "slow"}))
     fast = {"params": {"w": "fast"}, "batch_stats": {"mean": "fast statistics"}}
     slow = {"params": {"w": "slow"}, "batch_stats": {"mean": "slow statistics"}}
+    state = create(0)._replace(**fast, slow_batch_stats=slow["batch_stats"])
+    state = state._replace(opt_state=state.opt_state._replace(slow_params=slow["params"]))
     assert weights_of(state) == Weights(fast, slow)
     assert (weights_of(state).variables("fast"), weights_of(state).variables("slow")) == (fast, slow)
-    without = weights_of(TrainState(state.step, state.params, state.batch_stats, {}, (), state.key))
+    without = weights_of(state._replace(slow_batch_stats={}, opt_state=()))
     assert without == Weights(fast, {}) and without.variables("slow") == fast
