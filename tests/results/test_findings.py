@@ -56,8 +56,7 @@ def test_verdicts_carry_what_must_not_be_overlooked_and_those_told_apart_come_fi
 
 def test_without_a_pair_the_verdict_says_why(tmp_path):
     assert found(fake_comparison(tmp_path / "one", arms=(ADAM,))).verdicts == ["one arm: nothing to compare"]
-    nothing = [(arm, seed) for arm in (LOOKAHEAD, ADAM) for seed in range(3)]
-    one = found(fake_comparison(tmp_path / "begun", not_begun=nothing))
+    one = found(fake_comparison(tmp_path / "begun", seeds=(0,), not_begun=[(LOOKAHEAD, 0), (ADAM, 0)]))
     assert one.verdicts == ["fewer than two arms have a finished run: nothing to compare"] and one.pairs == []
     assert one.summary["arms"][ADAM]["n"] == 0 and one.summary["arms"][ADAM]["mean"] is None
 
