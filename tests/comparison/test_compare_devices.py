@@ -33,11 +33,6 @@ def alone(tiny_data, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def replace_fit(monkeypatch):
-    return lambda instead: monkeypatch.setattr("jaxresnet.comparison.executors.fit", instead)
-
-
 def checkpoints(out):
     """{(arm, seed): steps of which there is a checkpoint} of all runs that were begun."""
     runs = [run for of_arm in read_results(out / "tiny").runs.values() for run in of_arm.values()]
@@ -48,7 +43,7 @@ def checkpoints(out):
     }
 
 
-def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_data, tmp_path, replace_fit):
+def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_data, tmp_path, monkeypatch):
     out, used, together = tmp_path / "out", [], threading.Barrier(3)
 
     def noting(config, data, workdir, *, devices, **kwargs):
@@ -59,7 +54,7 @@ def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_dat
         assert {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()} == set(devices)
         return result
 
-    replace_fit(noting)
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", noting)
     assert spread(tiny_data, out).report.complete
     assert contents(out, timed=False) == contents(alone, timed=False)
     assert len(used) == 4 and {device for (device,) in used[:3]} == set(THREE)
@@ -91,7 +86,7 @@ def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_
     assert contents(out, timed=False) == contents(alone, timed=False)
 
 
-def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, tiny_data, tmp_path, replace_fit):
+def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, tiny_data, tmp_path, monkeypatch):
     out, together, ended = tmp_path / "out", threading.Barrier(3), threading.Event()
 
     def fail(arm, seed, rows):
@@ -110,12 +105,13 @@ def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, t
             assert ended.wait(60)
             time.sleep(0.5)  # until the others have been told
 
-    replace_fit(ending)
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", ending)
     with pytest.raises(StorageError, match="no room"):
         spread(tiny_data, out, on_run=lambda *run: together.wait(60), on_epoch=fail, on_progress=wait_for_it)
     steps = checkpoints(out)
     assert set(steps) == {("lr 0.002", 0), ("lr 0.001", 0), ("lr 0.002", 1)}, "the first three and no more"
     assert 7 in steps["lr 0.002", 0] and 7 in steps["lr 0.002", 1], "in the middle of the second epoch"
     assert 10 in steps["lr 0.001", 0], "the epoch before it failed is safe"
+    assert read_results(out / "tiny").failures == {}, "it is everyone's trouble"
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)

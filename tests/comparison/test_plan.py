@@ -27,12 +27,16 @@ def plan_tiny(data, out, arms=ARMS, seeds=SEEDS, name="tiny", devices=ONE, **oth
 
 
 @pytest.fixture
-def begun(tiny_data, tmp_path, monkeypatch):
-    """A root of results in which the comparison "tiny" is finished."""
-    with monkeypatch.context() as patch:
-        patch.setattr("jaxresnet.comparison.executors.fit", fake_fit)
-        compare(ARMS, SEEDS, tiny_data, tmp_path / "out", name="tiny", devices=ONE)
-    return tmp_path / "out"
+def begin(tiny_data, tmp_path, monkeypatch):
+    """begin(arms, seeds) finishes the comparison "tiny", undrawn and untrained, and returns the root of results."""
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", fake_fit)
+    monkeypatch.setattr("jaxresnet.comparison.compare._render", lambda folder: None)
+    return lambda *asked: compare(*asked, tiny_data, tmp_path / "out", name="tiny", devices=ONE).folder.parent
+
+
+@pytest.fixture
+def begun(begin):
+    return begin(ARMS, SEEDS)
 
 
 class NeverTaken(np.ndarray):
@@ -56,15 +60,14 @@ def test_every_arm_runs_with_a_seed_before_the_next_seed_begins(tiny_data, tmp_p
 def test_what_is_finished_is_known_whatever_comparison_it_was_for(tiny_data, begun):
     assert all(run.done for run in plan_tiny(tiny_data, begun).runs)
     other = plan_tiny(tiny_data, begun, {"B": ARMS["Adam"], "C": replace(RUN, batch_size=32)}, (2, 1), name="other")
-    assert [(run.arm, run.seed, run.done) for run in other.runs] == [
-        *(("B", 2, False), ("C", 2, False), ("B", 1, True), ("C", 1, False))
-    ]
+    expected = [("B", 2, False), ("C", 2, False), ("B", 1, True), ("C", 1, False)]
+    assert [(run.arm, run.seed, run.done) for run in other.runs] == expected
     lost = plan_tiny(tiny_data, begun).runs[2]
     (begun / "runs" / lost.id / SCORES).unlink()
     assert [run.done for run in plan_tiny(tiny_data, begun).runs] == [True, True, False, True]
 
 
-def test_the_precision_auto_is_settled_once(tiny_data, tmp_path, monkeypatch):
+def test_the_precision_auto_is_settled_once(tiny_data, tmp_path, begin, monkeypatch):
     """By the device at first; then by what the comparison says, for new arms as well."""
     auto = {arm: replace(config, model=replace(config.model, precision="auto")) for arm, config in ARMS.items()}
     first = {"Adam": auto["Adam"]}
@@ -72,10 +75,9 @@ def test_the_precision_auto_is_settled_once(tiny_data, tmp_path, monkeypatch):
         monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", chosen)
         assert plan_tiny(tiny_data, tmp_path, first).arms["Adam"].model.precision == precision
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "0")
-    monkeypatch.setattr("jaxresnet.comparison.executors.fit", fake_fit)
-    compare(first, (0,), tiny_data, tmp_path, name="tiny", devices=ONE)
+    out = begin(first, (0,))
     monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
-    plan = plan_tiny(tiny_data, tmp_path, auto)
+    plan = plan_tiny(tiny_data, out, auto)
     assert {config.model.precision for config in plan.arms.values()} == {"float32"}
     assert [run.done for run in plan.runs] == [False, True, False, False]
 

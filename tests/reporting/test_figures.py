@@ -52,8 +52,7 @@ def test_legend_lies_within_the_figure_and_off_the_data(tmp_path):
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
     for axes in figure.axes:
         assert not legend.overlaps(axes.get_window_extent())
-    looks = {(handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles[:9]}
-    assert len(looks) == 9
+    assert len({(handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles[:9]}) == 9
     assert caption(figure).endswith(f"\ntest scores and published figures: {AS_PUBLISHED}")
 
 

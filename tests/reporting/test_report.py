@@ -37,14 +37,6 @@ def test_everything_of_a_comparison_is_written_and_again_the_same(tmp_path):
     assert render(tmp_path) == report and [path.read_bytes() for path in paths] == before
 
 
-def test_a_damaged_folder_is_refused_and_its_summary_left_alone(tmp_path):
-    report = render(fake_comparison(tmp_path / "x"))
-    before = report.summary_json.read_bytes()
-    with pytest.raises(ResultsError, match="'protocol' is missing or malformed"):
-        render(fake_comparison(tmp_path / "x", protocol=None))
-    assert report.summary_json.read_bytes() == before
-
-
 def test_a_tree_of_comparisons_makes_one_page(tmp_path):
     fake_reproduction(tmp_path / "batch_size-published", {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.0)}})
     fake_reproduction(tmp_path / "batch_size", {"adam_512": {0: (92.0, 92.0)}}, "intended")

@@ -16,7 +16,7 @@ def folder(tmp_path):
     return fake_evaluation(tmp_path)
 
 
-def test_the_text_has_every_class_and_is_labelled(folder):
+def test_the_text_has_every_class_and_names_the_seeds(folder):
     printed = render_evaluation(folder)
     text = (folder / "evaluation.md").read_text()
     assert text.startswith("# Evaluation of final_model: intended protocol, synthetic data, not CIFAR-10\n\n| class | ")
@@ -39,9 +39,6 @@ def test_the_text_has_every_class_and_is_labelled(folder):
         assert note in text and note in printed
     assert "dog (14.5 %)" in printed and str(folder / "mistakes.png") in printed
     assert (folder / "confusion.png").stat().st_size < 300_000
-
-
-def test_one_seed_is_named(folder):
     fake_evaluation(folder, runs={"0": read_evaluation(folder)["runs"]["0"]}, seeds=[0])
     assert "Predicted from the checkpoints of one seed (0)" in render_evaluation(folder)
 

@@ -1,7 +1,6 @@
 """Results as comparisons leave them behind, without training: learning curves drawn from a formula."""
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -93,15 +92,6 @@ def fake_comparison(
     return folder
 
 
-def change_rows(folder, arm, seed, change):
-    """Rewrite a run's rows: change(row) alters one in place."""
-    path = run_folder(folder, arm, seed) / HISTORY
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        change(row)
-    write_rows(path, rows)
-
-
 def fake_measurement(folder):
     """Write a measurement.json of three of the published configurations, the last of which does not run."""
     seconds = {"configuration 1": [0.2, 0.1, 0.3], "configuration 5": [0.1, 0.15, 0.05], "configuration 8": None}
@@ -190,10 +180,8 @@ def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
     rows = []
     for epoch in range(num_epochs):
         accuracy = 50.0 + epoch + config.seed + config.optim.learning_rate
-        scored = {
-            f"{split}_{name}": accuracy / 50 for split in ("train", "val", "test") for name in ("loss", "accuracy")
-        }
-        rows.append({"epoch": epoch, "learning_rate": 0.01, **scored})
+        scored = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy")]
+        rows.append({"epoch": epoch, "learning_rate": 0.01, **dict.fromkeys(scored, accuracy / 50)})
         (workdir / "1").mkdir(parents=True, exist_ok=True)
         (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
         on_epoch(list(rows))
