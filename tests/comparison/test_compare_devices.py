@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import jax
 import pytest
-from support.tiny import STEADY, TIMES, contents, stop_after
+from support.tiny import RUN, contents, stop_after
 
 from jaxresnet.comparison.compare import Hooks, compare
 from jaxresnet.errors import StorageError
@@ -15,88 +15,50 @@ from jaxresnet.results.store import CHECKPOINTS, read_results
 from jaxresnet.training.fit import Interrupted, fit
 
 pytestmark = pytest.mark.devices(3)
-ONE, THREE = jax.devices()[:1], jax.devices()[:3]
-# Batches that three devices can share; the arms differ in numbers alone, so each set of devices compiles once.
-SHARED = replace(STEADY, batch_size=48, val_size=60)  # 5 steps an epoch
-SPREAD_ARMS = {"lr 2e-3": SHARED, "lr 1e-3": replace(SHARED, optim=replace(SHARED.optim, learning_rate=1e-3))}
-SPREAD_SEEDS = (0, 1)
+THREE = jax.devices()[:3]
+# The arms differ in numbers alone, so each device compiles once.
+CONFIG = replace(RUN, batch_size=48, val_size=60)  # 5 steps an epoch
+ARMS = {f"lr {rate}": replace(CONFIG, optim=replace(CONFIG.optim, learning_rate=rate)) for rate in (0.002, 0.001)}
 
 
-def spread(data, out, devices=THREE, how="runs", arms=SPREAD_ARMS, seeds=SPREAD_SEEDS, **hooks):
-    return compare(arms, seeds, data, out, name="tiny", devices=devices, spread=how, hooks=Hooks(**hooks))
+def spread(data, out, devices=THREE, **hooks):
+    return compare(ARMS, (0, 1), data, out, name="tiny", devices=devices, spread="runs", hooks=Hooks(**hooks))
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_data, tmp_path_factory):
     """The root of results in which all runs were made on one device, one after another."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    spread(tiny_data, out, ONE)
+    spread(tiny_data, out, THREE[:1])
     return out
 
 
 def checkpoints(out):
     """{(arm, seed): steps of which there is a checkpoint} of all runs that were begun."""
-    found = {}
-    for arm, runs in read_results(out / "tiny").runs.items():
-        for seed, run in runs.items():
-            if (run.folder / CHECKPOINTS).is_dir():
-                found[arm, seed] = {int(p.name) for p in (run.folder / CHECKPOINTS).iterdir() if p.name.isdigit()}
-    return found
-
-
-class Recorder:
-    """Stands in for `fit`: notes which runs are on which devices, and calls the real one."""
-
-    def __init__(self, monkeypatch, together=1):
-        self.lock = threading.Lock()
-        self.devices, self.busy, self.ended = {}, set(), {}
-        self.barrier = threading.Barrier(together)
-        monkeypatch.setattr("jaxresnet.comparison.executors.fit", self)
-
-    def __call__(self, config, data, workdir, *, devices, **kwargs):
-        with self.lock:
-            assert not self.busy & set(devices), "a device has two runs at once"
-            self.busy |= set(devices)
-            (arm,) = (arm for arm, arms in SPREAD_ARMS.items() if arms.optim == config.optim)
-            self.devices[arm, config.seed] = devices
-            first = len(self.devices) <= self.barrier.parties
-        if first:
-            self.barrier.wait(60)  # as many as there are devices get here only if they run at the same time
-        try:
-            result = fit(config, data, workdir, devices=devices, **kwargs)
-            on = {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()}
-            assert on == set(devices)
-            return result
-        finally:
-            with self.lock:
-                self.busy -= set(devices)
-            self.ended.setdefault((arm, config.seed), threading.Event()).set()
+    runs = [run for of_arm in read_results(out / "tiny").runs.values() for run in of_arm.values()]
+    return {
+        (run.arm, run.seed): {int(path.name) for path in (run.folder / CHECKPOINTS).glob("[0-9]*")}
+        for run in runs
+        if (run.folder / CHECKPOINTS).is_dir()
+    }
 
 
 def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_data, tmp_path, monkeypatch):
-    recorder = Recorder(monkeypatch, together=3)
-    out = tmp_path / "out"
+    out, used, together = tmp_path / "out", [], threading.Barrier(3)
+
+    def noting(config, data, workdir, *, devices, **kwargs):
+        used.append(devices)
+        if len(used) <= 3:
+            together.wait(60)  # three get here only if they run at the same time
+        result = fit(config, data, workdir, devices=devices, **kwargs)
+        assert {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()} == set(devices)
+        return result
+
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", noting)
     assert spread(tiny_data, out).report.complete
     assert contents(out, timed=False) == contents(alone, timed=False)
-    assert len(recorder.devices) == 4 and all(len(devices) == 1 for devices in recorder.devices.values())
-    assert {device for (device,) in recorder.devices.values()} == set(THREE)
-    assert read_results(out / "tiny").runs["lr 1e-3"][1].scores["environment"]["num_devices"] == 1
-
-
-def test_sharing_batches_gives_the_same_to_rounding(alone, tiny_data, tmp_path, monkeypatch):
-    recorder = Recorder(monkeypatch)
-    out = tmp_path / "out"
-    spread(tiny_data, out, how="data")
-    assert set(recorder.devices.values()) == {tuple(THREE)}
-    one, several = read_results(alone / "tiny"), read_results(out / "tiny")
-    for arm, seed in ((arm, seed) for arm in SPREAD_ARMS for seed in SPREAD_SEEDS):
-        a, b = one.runs[arm][seed], several.runs[arm][seed]
-        assert a.scores["environment"]["num_devices"] == 1 and b.scores["environment"]["num_devices"] == 3
-        for row, other in ((a.scores, b.scores), *zip(a.rows, b.rows, strict=True)):
-            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name not in TIMES}
-            assert row.keys() == other.keys() and len(numbers) >= 3
-            assert {name: other[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
-    assert one.runs["lr 2e-3"][0].scores["test_loss"] != one.runs["lr 1e-3"][0].scores["test_loss"]
+    assert len(used) == 4 and {device for (device,) in used[:3]} == set(THREE)
+    assert read_results(out / "tiny").runs["lr 0.001"][1].scores["environment"]["num_devices"] == 1
 
 
 def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_data, tmp_path):
@@ -125,26 +87,31 @@ def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_
 
 
 def test_a_run_that_fails_stops_the_others_with_their_checkpoints_saved(alone, tiny_data, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    recorder = Recorder(monkeypatch, together=3)
-    recorder.ended["lr 1e-3", 0] = ended = threading.Event()
+    out, together, ended = tmp_path / "out", threading.Barrier(3), threading.Event()
 
     def fail(arm, seed, rows):
-        if (arm, seed, len(rows)) == ("lr 1e-3", 0, 2):
+        if (arm, seed, len(rows)) == ("lr 0.001", 0, 2):
             raise StorageError("no room")  # not a run's own trouble, which does not stop the others
 
+    def ending(*args, **kwargs):
+        try:
+            return fit(*args, **kwargs)
+        except StorageError:
+            ended.set()
+            raise
+
     def wait_for_it(arm, seed, epoch, images):
-        if (arm, seed) != ("lr 1e-3", 0) and (epoch, images) == (1, 96):
+        if (arm, seed) != ("lr 0.001", 0) and (epoch, images) == (1, 96):
             assert ended.wait(60)
             time.sleep(0.5)  # until the others have been told
 
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", ending)
     with pytest.raises(StorageError, match="no room"):
-        spread(tiny_data, out, on_epoch=fail, on_progress=wait_for_it)
+        spread(tiny_data, out, on_run=lambda *run: together.wait(60), on_epoch=fail, on_progress=wait_for_it)
     steps = checkpoints(out)
-    assert set(steps) == {("lr 2e-3", 0), ("lr 1e-3", 0), ("lr 2e-3", 1)}, "the first three and no more"
-    for seed in (0, 1):
-        assert 7 in steps["lr 2e-3", seed], "in the middle of the second epoch"
-    assert 10 in steps["lr 1e-3", 0], "the epoch before it failed is safe"
-    assert len(read_results(out / "tiny").missing) == 4
+    assert set(steps) == {("lr 0.002", 0), ("lr 0.001", 0), ("lr 0.002", 1)}, "the first three and no more"
+    assert 7 in steps["lr 0.002", 0] and 7 in steps["lr 0.002", 1], "in the middle of the second epoch"
+    assert 10 in steps["lr 0.001", 0], "the epoch before it failed is safe"
+    assert read_results(out / "tiny").failures == {}, "it is everyone's trouble"
     spread(tiny_data, out)
     assert contents(out, timed=False) == contents(alone, timed=False)

@@ -38,25 +38,21 @@ def test_figure_draws_the_mean_and_the_range(tmp_path):
     assert {round(y, 9) for y in band[:, 1]} == {round(y, 9) for y in (*measured.min(0), *measured.max(0))}
     scored = zip(lines["Adam, scored"].get_xdata(), lines["Adam, scored"].get_ydata(), strict=True)
     assert list(scored) == [(run.scores["best_epoch"], run.scores["test_accuracy"]) for run in runs]
-    for line in (*loss.get_lines(), *accuracy.get_lines()):
-        assert np.isfinite(line.get_ydata()).all()
     # Readable in grey: the arms differ in marker, training and validation in line style.
     assert len({line.get_marker() for label, line in lines.items() if "validation" in label}) == 2
     assert lines["Adam, training"].get_linestyle() != lines["Adam, validation"].get_linestyle()
     assert "bands: least to most over the seeds" in caption(figure)
 
 
-@pytest.mark.parametrize("num_arms", [2, 9])
-def test_legend_lies_within_the_figure_and_off_the_data(tmp_path, num_arms):
-    arms = [f"SGD, learning rate {index}, and a name that is rather long" for index in range(num_arms)]
+def test_legend_lies_within_the_figure_and_off_the_data(tmp_path):
+    arms = [f"SGD, learning rate {index}, and a name that is rather long" for index in range(9)]
     figure = figure_of(fake_comparison(tmp_path, arms=arms, selection="test", published={arms[0]: {"best": 90.0}}))
     FigureCanvasAgg(figure).draw()
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
     for axes in figure.axes:
         assert not legend.overlaps(axes.get_window_extent())
-    looks = {(handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles[:num_arms]}
-    assert len(looks) == num_arms
+    assert len({(handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles[:9]}) == 9
     assert caption(figure).endswith(f"\ntest scores and published figures: {AS_PUBLISHED}")
 
 
@@ -88,13 +84,11 @@ def test_a_wild_first_epoch_does_not_flatten_the_losses(tmp_path):
     assert {"1", "2", "5", "10", "20"} <= set(ticks), ticks
 
 
-@pytest.mark.parametrize("num_epochs", [1, 6])
-def test_a_published_figure_is_the_arms_mark_at_the_edge(tmp_path, num_epochs):
-    fake_comparison(tmp_path, num_epochs=num_epochs, published={ADAM: {"best": 91.26}})
-    accuracy = figure_of(tmp_path).axes[1]
+def test_a_published_figure_is_the_arms_mark_at_the_edge(tmp_path):
+    accuracy = figure_of(fake_comparison(tmp_path, published={ADAM: {"best": 91.26}})).axes[1]
     (mark,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, published 91.26 %"]
     (curve,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, validation"]
-    assert list(curve.get_xdata()) == list(range(num_epochs)) and mark.get_marker() == curve.get_marker()
+    assert list(curve.get_xdata()) == list(range(6)) and mark.get_marker() == curve.get_marker()
     ((x, y),) = mark.get_transform().transform(mark.get_xydata())
     assert x == pytest.approx(accuracy.transAxes.transform((1, 0))[0])
     assert y == pytest.approx(accuracy.transData.transform((0, 91.26))[1])

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
-import pytest
 from PIL import Image
 from support.fake_results import fake_comparison
 
@@ -18,8 +17,6 @@ from jaxresnet.reporting.report import render
 from jaxresnet.reporting.reproduction import Drawn
 from jaxresnet.results.findings import findings
 from jaxresnet.results.store import read_results
-
-VOID = {"meta", "img", "br"}
 
 
 class Reader(HTMLParser):
@@ -37,7 +34,7 @@ class Reader(HTMLParser):
         self.loads += [attributes[name] for name in ("src", "srcset", "data", "poster") if name in attributes]
         self.links += [attributes["href"]] if "href" in attributes else []
         self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag not in VOID:
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -60,7 +57,6 @@ def test_a_comparison_has_everything_in_one_file(tmp_path):
     for expected in (
         "adam_lookahead: intended protocol, cifar10",
         report.verdict,
-        "best epoch on the validation set",
         "Evaluated weights: Adam + Lookahead slow, Adam fast.",
         "python experiments/x.py",
     ):
@@ -84,15 +80,11 @@ def test_settings_in_which_the_arms_differ_are_open(tmp_path):
     assert second.startswith("<details><summary>All settings") and "batch_size" in second
 
 
-@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=http://x onerror=alert(1)>', "a & b"])
-def test_text_from_the_folder_is_escaped(tmp_path, evil):
-    fake_comparison(
-        tmp_path,
-        arms=(f"A {evil}", "B"),
-        name=evil,
-        environment={"device": evil, "command": evil, evil: 1},
-        published={"B": {"best": 90.0, "source": evil}},
-    )
+def test_text_from_the_folder_is_escaped(tmp_path):
+    evil = '"><script>alert(1)</script><img src=http://x onerror=alert(1)> & b'
+    environment = {"device": evil, "command": evil, evil: 1}
+    published = {"B": {"best": 90.0, "source": evil}}
+    fake_comparison(tmp_path, (f"A {evil}", "B"), name=evil, environment=environment, published=published)
     (tmp_path / "notes.md").write_text(f"# {evil}\n\n| {evil} |\n|---|\n| {evil} |\n")
     page = read(render(tmp_path).html)
     assert "script" not in page.tags and len(page.loads) == 1
@@ -113,14 +105,13 @@ def test_extras_are_texts_and_pictures_that_are_not_the_reports_own(tmp_path):
     assert base64.b64decode(source) == (tmp_path / "confusion.png").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["k=5, β=0.5", 'a "b" <c>', "100 %", "a#b"])
-def test_the_table_of_contents_leads_to_the_sections(tmp_path, name):
-    folder = tmp_path / name
+def test_the_table_of_contents_leads_to_the_sections(tmp_path):
+    folder = tmp_path / 'k=5, β=0.5 % a#"b" <c>'
     folder.mkdir()
     (folder / "measurement.json").write_text("{}")
     text = make_tree_page("title", [Section(folder, "what it is")], {"bad <b>": "cut off"}, Drawn([], None, ["a note"]))
     page = Reader(text)
-    assert [unquote(link) for link in page.links] == [f"#{name}" for name in page.ids] == [f"#s-{name}"]
+    assert [unquote(link) for link in page.links] == [f"#{name}" for name in page.ids] == [f"#s-{folder.name}"]
     assert "Skipped bad <b>: cut off" in page.shown and page.shown.count("what it is") == 2
 
 
@@ -129,8 +120,6 @@ def test_the_template_is_part_of_the_package():
     (pattern,) = pyproject["tool"]["setuptools"]["package-data"]["jaxresnet.reporting"]
     assert [path.name for path in Path(jaxresnet.reporting.__path__[0]).glob(pattern)] == ["page.html.jinja"]
 
-
-# ------------------------------------------------------------------------------------------------------- Markdown
 
 TEXT = """# Title
 

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-import pytest
-from support.fake_results import ADAM, LOOKAHEAD, PUBLISHED, change_rows, fake_comparison
+from support.fake_results import ADAM, LOOKAHEAD, PUBLISHED, fake_comparison
 
 from jaxresnet.reporting.comparison import describe_comparison, make_summary, make_title
 from jaxresnet.results.findings import AS_PUBLISHED, SYNTHETIC, findings
@@ -14,51 +13,37 @@ def words(results):
     return describe_comparison(results, findings(results))
 
 
-def words_of(folder):
-    return words(read_results(folder))
-
-
 def test_all_three_choices_of_an_epoch_have_a_column(tmp_path):
-    fake_comparison(tmp_path, published={ADAM: {"best": 90.78, "last": 90.5, "source": "x"}})
-    for arm in (ADAM, LOOKAHEAD):
-        for seed in range(3):
-            change_rows(tmp_path, arm, seed, lambda row: row.update(test_accuracy=60.0 - abs(row["epoch"] - 2)))
-    table = words_of(tmp_path).table
-    assert table[0] == [
-        "arm",
-        "n",
-        "test accuracy (%), best epoch on the validation set",
-        "per seed (%)",
-        "last epoch, test (%)",
-        f"{AS_PUBLISHED} (%)",
-        "published best / last (%)",
-    ]
+    figures = {ADAM: {"best": 90.78, "last": 90.5, "source": "x"}}
+    results = read_results(fake_comparison(tmp_path, published=figures))
+    for row in (row for of_arm in results.runs.values() for run in of_arm.values() for row in run.rows):
+        row["test_accuracy"] = 60.0 - abs(row["epoch"] - 2)
+    table = words(results).table
+    assert table[0][2:4] == ["test accuracy (%), best epoch on the validation set", "per seed (%)"]
+    assert table[0][4:] == ["last epoch, test (%)", f"{AS_PUBLISHED} (%)", "published best / last (%)"]
     assert table[2][4:] == ["57.00 ± 0.00", "60.00 ± 0.00", "90.78 / 90.50"] and table[1][6] == ""
 
 
 def test_a_choice_on_the_test_set_is_labelled_and_has_one_column(tmp_path):
-    one = words_of(fake_comparison(tmp_path, selection="test", published=PUBLISHED))
+    one = words(read_results(fake_comparison(tmp_path, selection="test", published=PUBLISHED)))
     assert one.table[0][2] == f"test accuracy (%), {AS_PUBLISHED}" and len(one.table[0]) == 6
     assert one.table[1][-1] == "90.97 / -"
     assert f"Published, Adam + Lookahead, Adam: {AS_PUBLISHED}, its notebook." in one.notes
     assert one.brief[0].endswith(f"[{AS_PUBLISHED}]")
 
 
-@pytest.mark.parametrize(
-    ("name", "arms", "expected"),
-    [
-        ("x", [{"train_size": 10_000}] * 2, "x: intended protocol, cifar10, 10,000 training images"),
-        ("x", [{"train_size": None}, {"train_size": 500}], "x: intended protocol, cifar10, all / 500 training images"),
-        ("x", [{"train_size": None, "num_epochs": 1}] * 2, "x: intended protocol, cifar10, 1 epoch"),
-        ("x", [{"num_epochs": 3}, {"num_epochs": 5}], "x: intended protocol, cifar10, 3 / 5 epochs"),
-        ("x-intended", [{"batch_size": 512}] * 2, "x-intended: cifar10"),
-    ],
-    ids=str,
-)
-def test_the_title_says_the_protocol_once_and_how_much_was_trained_on(tmp_path, name, arms, expected):
-    results = read_results(fake_comparison(tmp_path, name=name))
-    results.config["arms"] = dict(zip((LOOKAHEAD, ADAM), arms, strict=True))
-    assert make_title(results) == expected
+def test_the_title_says_the_protocol_once_and_how_much_was_trained_on(tmp_path):
+    results = read_results(fake_comparison(tmp_path, name="x"))
+    for one, other, trained_on in (
+        ({"train_size": None}, {"train_size": 500}, "all / 500 training images"),
+        ({"train_size": 10_000, "num_epochs": 1}, {"train_size": 10_000, "num_epochs": 1}, "1 epoch"),
+        ({"num_epochs": 3}, {"num_epochs": 5}, "3 / 5 epochs"),
+    ):
+        results.config["arms"] = {LOOKAHEAD: one, ADAM: other}
+        title = make_title(results)
+        assert title.startswith("x: intended protocol, cifar10, ") and title.endswith(trained_on)
+    results = read_results(fake_comparison(tmp_path, name="x-intended"))
+    assert make_title(results) == "x-intended: cifar10"
 
 
 def test_the_settings_are_said_once_where_the_arms_agree(tmp_path):
@@ -86,7 +71,7 @@ def test_many_pairs_show_those_told_apart_and_are_whole_in_the_files(tmp_path):
 
 
 def test_one_seed_has_no_deviation(tmp_path):
-    one = words_of(fake_comparison(tmp_path, seeds=(4,)))
+    one = words(read_results(fake_comparison(tmp_path, seeds=(4,))))
     assert "One seed (4): no deviation, no interval." in one.notes and "±" not in str(one.table)
     assert one.brief == one.verdicts and one.brief[0].startswith("one seed: no interval")
 

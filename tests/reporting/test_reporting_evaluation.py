@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 from support.fake_results import fake_evaluation
 
-from jaxresnet.errors import ResultsError
 from jaxresnet.reporting.evaluation import draw_mistakes, make_confusion, make_mistakes, render_evaluation
-from jaxresnet.results.schemas import evaluation_path, read_evaluation
+from jaxresnet.results.schemas import read_evaluation
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def folder(tmp_path):
     return fake_evaluation(tmp_path)
 
 
-def test_the_text_has_every_class_and_is_labelled(folder):
+def test_the_text_has_every_class_and_names_the_seeds(folder):
     printed = render_evaluation(folder)
     text = (folder / "evaluation.md").read_text()
     assert text.startswith("# Evaluation of final_model: intended protocol, synthetic data, not CIFAR-10\n\n| class | ")
@@ -39,19 +38,9 @@ def test_the_text_has_every_class_and_is_labelled(folder):
     ):
         assert note in text and note in printed
     assert "dog (14.5 %)" in printed and str(folder / "mistakes.png") in printed
-    with Image.open(folder / "confusion.png") as picture:
-        assert (np.asarray(picture.convert("L")) > 250).mean() > 0.2, "drawn on white"
     assert (folder / "confusion.png").stat().st_size < 300_000
-
-
-def test_one_seed_is_named_and_a_damaged_file_draws_nothing(folder):
     fake_evaluation(folder, runs={"0": read_evaluation(folder)["runs"]["0"]}, seeds=[0])
     assert "Predicted from the checkpoints of one seed (0)" in render_evaluation(folder)
-    (folder / "evaluation.md").unlink()
-    evaluation_path(folder).write_text("[]")
-    with pytest.raises(ResultsError, match=r"evaluation\.json"):
-        render_evaluation(folder)
-    assert not (folder / "evaluation.md").exists()
 
 
 def test_confusion_figure_has_a_number_in_every_cell(folder):

@@ -5,7 +5,6 @@ import json
 import pytest
 from support.fake_results import fake_reproduction
 
-from jaxresnet.files import write_text
 from jaxresnet.recipes import published
 from jaxresnet.reporting.reproduction import (
     LIMIT,
@@ -35,9 +34,6 @@ def found(tmp_path):
     return found_in(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------- words
-
-
 def test_the_table_has_a_row_a_published_run(tmp_path):
     fake_reproduction(tmp_path / "a-published", {"adam_512": THREE})
     intended = fake_reproduction(tmp_path / "a", {"adam_512": {0: (92.5, 92.0), 1: (93.5, 93.0)}}, "intended")
@@ -55,6 +51,7 @@ def test_the_table_has_a_row_a_published_run(tmp_path):
         "ours as intended: best epoch on the validation set / last / best on test (n)": (
             "93.00 ± 0.71 / 92.50 ± 0.71 / 93.50 ± 0.71 (2)"
         ),
+        # 92 ± t(0.975, 2 degrees of freedom) = 4.302653, times sd 1, times sqrt(1 + 1/3).
         "published best inside our spread?": "inside (87.03 to 96.97)",
     }
     assert rows[list(published).index("sgd_128")][3:] == ["", "", "not run yet"]
@@ -65,34 +62,31 @@ def test_the_table_has_a_row_a_published_run(tmp_path):
     assert any("with probability 0.43." in note for note in notes)
 
 
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
+def test_a_verdict_says_inside_or_outside_or_why_not():
+    for values, verdict in (
         ([], "not run yet"),
         ([91.2], "one run: cannot tell"),
         ([91.2, 91.2], "all runs equal: cannot tell"),
-        ([90.0, 90.1, 90.2], "outside (89.60 to 90.60)"),
-    ],
-)
-def test_a_verdict_says_inside_or_outside_or_why_not(values, verdict):
-    scores = {seed: Score(value, None, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
-    assert make_verdict(PublishedRow("adam_512", published["adam_512"], as_published=scores)) == verdict
+        ([90.0, 90.1, 90.2], "outside (89.60 to 90.60)"),  # 90.1 ± 4.302653 * 0.1 * sqrt(4 / 3)
+        ([90.0, 92.0], "inside (68.99 to 100.00)"),  # 91 ± 12.7062 * sqrt(2) * sqrt(3 / 2); none is above 100
+    ):
+        scores = {seed: Score(value, None, None, "folder", "arm", "float32") for seed, value in enumerate(values)}
+        assert make_verdict(PublishedRow("adam_512", published["adam_512"], as_published=scores)) == verdict
 
 
 def test_files_lie_in_the_root_until_nothing_is_reproduced(tmp_path, found):
     drawn = draw_reproduction(tmp_path, found)
     saved = json.loads((tmp_path / "reproduction.json").read_text())
     assert len(saved["runs"]) == 11 and saved["notes"] == drawn.notes
+    one = saved["runs"]["adam_512"]
+    assert one["as_published"]["1"]["folder"] == "a-published" and one["inside"] is True
+    assert one["spread"] == pytest.approx((91.25 - 5.5021, 91.25 + 5.5021), abs=1e-3)  # 12.7062 * 0.353553 * sqrt(1.5)
     text = (tmp_path / "reproduction.md").read_text()
     assert f"ours as published: {AS_PUBLISHED} / last (n)" in text and "91.25 ± 0.35 / 91.00 ± 0.00 (2)" in text
     assert (tmp_path / "reproduction.png").read_bytes() == drawn.figure and len(drawn.figure) < 300_000
-    write_text(tmp_path / "mine.md", "kept")
     drawn = draw_reproduction(tmp_path, reproduce({}))
     assert drawn.figure is None and drawn.notes[0] == NOT_REPRODUCED
-    assert not list(tmp_path.glob("reproduction.*")) and (tmp_path / "mine.md").is_file()
-
-
-# --------------------------------------------------------------------------------------------------------- figure
+    assert not list(tmp_path.glob("reproduction.*"))
 
 
 def test_rows_and_marks(found):
@@ -127,7 +121,7 @@ def test_rows_and_marks(found):
 
 
 def test_a_spread_is_shown_to_its_ends(tmp_path):
-    fake_reproduction(tmp_path, {"adam_512": {seed: (score, score) for seed, score in enumerate((91.0, 91.5, 91.2))}})
+    fake_reproduction(tmp_path, {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.5), 2: (91.2, 91.2)}})
     found = found_in(tmp_path)
     (bar,) = (patch for patch in make_offsets(found).axes[0].patches if patch.get_width() > 0)
     (spread,) = (row.spread for row in found.rows if row.spread)

@@ -1,7 +1,5 @@
 """One table, two ways to print it as text."""
 
-import pytest
-
 from jaxresnet.reporting.tables import aligned, as_bullets, as_markdown, environment_table, from_columns, mean_sd
 
 TABLE = from_columns(
@@ -13,12 +11,8 @@ TABLE = from_columns(
 )
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [([], ""), ([91.0], "91.00"), ([90.0, 91.0, 92.0], "91.00 ± 1.00"), (iter([1.0, 3.0]), "2.00 ± 1.41")],
-)
-def test_mean_sd(values, text):
-    assert mean_sd(values) == text
+def test_mean_sd():
+    assert list(map(mean_sd, ([], [91.0], iter([1.0, 3.0])))) == ["", "91.00", "2.00 ± 1.41"]
 
 
 def test_aligned():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.fake_results import ADAM, LOOKAHEAD, change_rows, fake_comparison
+from support.fake_results import ADAM, LOOKAHEAD, fake_comparison
 
 from jaxresnet.results.findings import AS_PUBLISHED, SYNTHETIC, findings
 from jaxresnet.results.store import read_results
@@ -31,10 +31,10 @@ def test_the_summary_holds_the_statistics(tmp_path):
 
 
 def test_the_best_epoch_on_the_test_set_is_the_earlier_of_two_equals(tmp_path):
-    fake_comparison(tmp_path, arms=(ADAM,), seeds=(0,))
-    accuracies = iter((50.0, 70.25, 60.0, 70.25, 65.0, 64.5))
-    change_rows(tmp_path, ADAM, 0, lambda row: row.update(test_accuracy=next(accuracies)))
-    arm = found(tmp_path).summary["arms"][ADAM]
+    results = read_results(fake_comparison(tmp_path, arms=(ADAM,), seeds=(0,)))
+    for row, accuracy in zip(results.runs[ADAM][0].rows, (50.0, 70.25, 60.0, 70.25, 65.0, 64.5), strict=True):
+        row["test_accuracy"] = accuracy
+    arm = findings(results).summary["arms"][ADAM]
     assert arm[AS_PUBLISHED] == {"0": {"epoch": 1, "test_accuracy": 70.25}}
     assert arm["last_epoch_test_accuracy"] == {"0": 64.5}
 
@@ -56,8 +56,7 @@ def test_verdicts_carry_what_must_not_be_overlooked_and_those_told_apart_come_fi
 
 def test_without_a_pair_the_verdict_says_why(tmp_path):
     assert found(fake_comparison(tmp_path / "one", arms=(ADAM,))).verdicts == ["one arm: nothing to compare"]
-    nothing = [(arm, seed) for arm in (LOOKAHEAD, ADAM) for seed in range(3)]
-    one = found(fake_comparison(tmp_path / "begun", not_begun=nothing))
+    one = found(fake_comparison(tmp_path / "begun", seeds=(0,), not_begun=[(LOOKAHEAD, 0), (ADAM, 0)]))
     assert one.verdicts == ["fewer than two arms have a finished run: nothing to compare"] and one.pairs == []
     assert one.summary["arms"][ADAM]["n"] == 0 and one.summary["arms"][ADAM]["mean"] is None
 

@@ -1,37 +1,29 @@
 """Runs and comparisons on disk: what names a run, and every damage named with its file, line and remedy."""
 
 import json
-import shutil
 from dataclasses import fields, make_dataclass, replace
 
 import pytest
-from support.fake_results import ADAM, LOOKAHEAD, fake_comparison, rows_path, run_folder, scores_path
+from support.fake_results import ADAM, LOOKAHEAD, fake_comparison, run_folder
 
 from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig, to_dict
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_json
 from jaxresnet.results import store
 from jaxresnet.results.schemas import comparison_path
-from jaxresnet.results.store import CONFIG, FAILURE, begin_run, is_finished, read_results, read_run, run_id
+from jaxresnet.results.store import CONFIG, FAILURE, HISTORY, SCORES, begin_run, read_results, read_run, run_id
 
 DATA = {"name": "cifar10", "synthetic": False, "num_train": 50000, "num_test": 10000, "crc32": 1}
 CONFIG_OF_A_RUN = TrainConfig(ModelConfig(precision="float32"), num_epochs=10)
 
 
-# ------------------------------------------------------------------------------------------------- what names a run
-
-
 def test_the_id_is_of_the_config_and_the_data_alone():
     """Fixed: another id would train every run on every disk once more."""
     assert run_id(CONFIG_OF_A_RUN, DATA) == "7254e4c4e423"
-    others = [
-        run_id(replace(CONFIG_OF_A_RUN, seed=1), DATA),
-        run_id(replace(CONFIG_OF_A_RUN, optim=OptimConfig(b1=0.95)), DATA),
-        run_id(replace(CONFIG_OF_A_RUN, model=ModelConfig(precision="bfloat16")), DATA),
-        run_id(CONFIG_OF_A_RUN, {**DATA, "crc32": 2}),
-    ]
-    assert len({*others, run_id(CONFIG_OF_A_RUN, DATA)}) == 5
-    assert run_id(CONFIG_OF_A_RUN, dict(reversed(DATA.items()))) == run_id(CONFIG_OF_A_RUN, DATA)
+    assert run_id(CONFIG_OF_A_RUN, dict(reversed(DATA.items()))) == "7254e4c4e423"
+    for other in ({"seed": 1}, {"optim": OptimConfig(b1=0.95)}, {"model": ModelConfig(precision="bfloat16")}):
+        assert run_id(replace(CONFIG_OF_A_RUN, **other), DATA) != "7254e4c4e423"
+    assert run_id(CONFIG_OF_A_RUN, {**DATA, "crc32": 2}) != "7254e4c4e423"
 
 
 def test_a_field_that_is_added_at_its_default_changes_no_id(monkeypatch):
@@ -42,43 +34,18 @@ def test_a_field_that_is_added_at_its_default_changes_no_id(monkeypatch):
     assert run_id(later, DATA) == run_id(CONFIG_OF_A_RUN, DATA) != run_id(replace(later, added=8), DATA)
 
 
-def test_a_run_saved_before_a_field_was_added_is_the_same_run(tmp_path):
+def test_the_folder_of_another_run_is_refused_by_its_fields(tmp_path):
     begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
-    saved = json.loads((tmp_path / CONFIG).read_text())
-    del saved["config"]["skip_nonfinite"], saved["config"]["model"]["initializer"]
-    write_json(tmp_path / CONFIG, saved)
-    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
-    assert read_run(tmp_path, ADAM, 0, to_dict(CONFIG_OF_A_RUN), DATA).rows == []
-
-
-@pytest.mark.parametrize(
-    ("config", "data", "message"),
-    [
+    for config, data, which in (
         (replace(CONFIG_OF_A_RUN, optim=OptimConfig(b1=0.95)), DATA, r"config\.optim\.b1: 0\.9 -> 0\.95"),
         (replace(CONFIG_OF_A_RUN, seed=7), DATA, r"config\.seed: 0 -> 7"),
         (CONFIG_OF_A_RUN, {**DATA, "crc32": 2}, r"data\.crc32: 1 -> 2"),
-    ],
-    ids=["field", "seed", "data"],
-)
-def test_the_folder_of_another_run_is_refused_by_its_fields(tmp_path, config, data, message):
-    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
-    message = rf"config\.json: is another run than is asked for \({message}\); use another output folder"
-    with pytest.raises(ResultsError, match=message):
-        begin_run(tmp_path, config, data)
-    with pytest.raises(ResultsError, match=message):
-        read_run(tmp_path, ADAM, config.seed, to_dict(config), data)
-
-
-def test_beginning_a_run_forgets_its_failure_and_what_a_crash_left(tmp_path):
-    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
-    write_json(tmp_path / FAILURE, {"error": "no memory"})
-    (tmp_path / ".history.jsonl.123.tmp").write_text("half")
-    assert read_run(tmp_path, ADAM, 0, to_dict(CONFIG_OF_A_RUN), DATA).failure == "no memory"
-    begin_run(tmp_path, CONFIG_OF_A_RUN, DATA)
-    assert [path.name for path in tmp_path.iterdir()] == [CONFIG] and not is_finished(tmp_path)
-
-
-# ---------------------------------------------------------------------------------------------------- a comparison
+    ):
+        message = rf"config\.json: is another run than is asked for \({which}\); use another output folder"
+        with pytest.raises(ResultsError, match=message):
+            begin_run(tmp_path, config, data)
+        with pytest.raises(ResultsError, match=message):
+            read_run(tmp_path, ADAM, config.seed, to_dict(config), data)
 
 
 @pytest.fixture
@@ -109,15 +76,12 @@ def test_folders_that_are_no_comparison(tmp_path):
         read_results(tmp_path / "nowhere")
     with pytest.raises(ResultsError, match=r"holds no comparison\.json, so it is not the folder of a comparison"):
         read_results(tmp_path)
-    for foreign in ("[]", "{}", '{"model_type": "bert"}'):
-        comparison_path(tmp_path).write_text(foreign)
-        with pytest.raises(ResultsError, match=r"comparison\.json: 'name' is missing or malformed"):
-            read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("name", None),
         ("seeds", []),
         ("seeds", [0, 0]),
         ("arms", {}),
@@ -137,9 +101,6 @@ def test_malformed_entries_of_a_comparison_are_named(folder, key, value):
         read_results(folder)
 
 
-# ---------------------------------------------------------------------------------------------------- damaged runs
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -150,11 +111,10 @@ def test_malformed_entries_of_a_comparison_are_named(folder, key, value):
         ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 101.0}', "'train_accuracy' is 101.0, not a number of 0 to"),
         ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 50.0, "test_loss": "1"}', "'test_loss' is '1'"),
         ('{"epoch": 3, "train_lo', "cut off"),
-        ("", "empty"),
     ],
 )
 def test_malformed_rows_are_named(folder, row, message):
-    with open(rows_path(folder, LOOKAHEAD, 0), "a") as file:
+    with open(run_folder(folder, LOOKAHEAD, 0) / HISTORY, "a") as file:
         file.write(row + "\n")
     with pytest.raises(ResultsError, match=rf"history\.jsonl, line 4: .*{message}.*run the comparison again"):
         read_results(folder)
@@ -173,7 +133,7 @@ def test_malformed_rows_are_named(folder, row, message):
     ids=str,
 )
 def test_malformed_scores_are_named(folder, change, message):
-    path = scores_path(folder, LOOKAHEAD, 0)
+    path = run_folder(folder, LOOKAHEAD, 0) / SCORES
     write_json(path, {**json.loads(path.read_text()), **change})
     with pytest.raises(ResultsError, match=rf"scores\.json: {message}.*; restore the file from a copy"):
         read_results(folder)
@@ -182,36 +142,25 @@ def test_malformed_scores_are_named(folder, change, message):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("history.jsonl", b"\x89PNG\xff", r"history\.jsonl: not a text file"),
+        ("history.jsonl", None, r"history\.jsonl: is cut off: epoch 2 is missing"),
         ("scores.json", b"", r"scores\.json, line 1: empty"),
         ("config.json", b'{"config": {}}', r"config\.json: 'data' is missing or malformed"),
-        ("config.json", None, r"config\.json: cannot be read"),
     ],
 )
 def test_other_damage_to_a_run_is_named(folder, name, damage, message):
     path = run_folder(folder, LOOKAHEAD, 0) / name
-    path.unlink() if damage is None else path.write_bytes(damage)
+    path.write_bytes(damage if damage is not None else b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(ResultsError, match=message):
         read_results(folder)
 
 
 def test_a_comparison_away_from_its_runs_is_refused(folder):
     """Else it would be drawn as one that nothing was trained for."""
+    (run_folder(folder, LOOKAHEAD, 0) / CONFIG).unlink()
+    with pytest.raises(ResultsError, match=r"config\.json: cannot be read"):
+        read_results(folder)
     (folder.parent / "runs").rename(folder.parent / "away")
     with pytest.raises(ResultsError, match=r"runs: no such folder.*move the folder around both"):
-        read_results(folder)
-
-
-def test_a_history_that_is_cut_between_two_rows_is_named(folder):
-    path = rows_path(folder, LOOKAHEAD, 0)
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ResultsError, match=r"history\.jsonl: is cut off: epoch 2 is missing"):
-        read_results(folder)
-
-
-def test_files_of_another_run_copied_over_are_noticed(folder):
-    shutil.copytree(run_folder(folder, LOOKAHEAD, 1), run_folder(folder, LOOKAHEAD, 0), dirs_exist_ok=True)
-    with pytest.raises(ResultsError, match=r"config\.json: is another run than is asked for \(config\.seed: 1 -> 0\)"):
         read_results(folder)
 
 

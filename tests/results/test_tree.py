@@ -1,7 +1,7 @@
 """A folder around comparisons: what is found, what is skipped and named, and what is no results folder at all."""
 
 import pytest
-from support.fake_results import ADAM, fake_comparison, fake_measurement, rows_path
+from support.fake_results import ADAM, fake_comparison, fake_measurement, run_folder
 
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_json
@@ -13,13 +13,11 @@ def test_one_level_down(tmp_path):
     fake_comparison(tmp_path / "b")
     fake_comparison(tmp_path / "a" / "deeper")
     fake_comparison(tmp_path / "cut")
-    path = rows_path(tmp_path / "cut", ADAM, 1)
+    path = run_folder(tmp_path / "cut", ADAM, 1) / "history.jsonl"
     path.write_text(path.read_text()[:-30])
     write_json(comparison_path(tmp_path / "bert"), {"model_type": "bert"})
     fake_measurement(tmp_path / "measured")
     write_json(tmp_path / "mine" / "measurement.json", {"parameters": 4903242})
-    torn = fake_measurement(tmp_path / "torn") / "measurement.json"
-    torn.write_text(torn.read_text()[:-30])
     fake_comparison(tmp_path / "both")
     fake_measurement(tmp_path / "both")
     for name in ("empty", ".git", "__pycache__"):
@@ -28,32 +26,16 @@ def test_one_level_down(tmp_path):
 
     tree = read_tree(tmp_path)
     assert list(tree.comparisons) == ["b", "both"] and list(tree.measurements) == ["measured"]
-    assert list(tree.skipped) == ["a", "bert", "cut", "empty", "mine", "torn"], "and not the store of the runs"
+    assert list(tree.skipped) == ["a", "bert", "cut", "empty", "mine"], "and not the store of the runs"
     assert tree.skipped["a"] == "holds no comparison.json" and tree.skipped["empty"] == "is empty"
     assert f"{path}, line 6: cut off" in tree.skipped["cut"]
     assert "'name' is missing or malformed" in tree.skipped["bert"]
     assert "so this is not a measurement of networks; restore it" in tree.skipped["mine"]
-    assert f"{torn}, line " in tree.skipped["torn"] and "cut off" in tree.skipped["torn"]
-
-
-def test_one_comparison_or_measurement_is_a_tree_of_one(tmp_path, monkeypatch):
-    fake_comparison(tmp_path / "mine")
-    monkeypatch.chdir(tmp_path / "mine")
-    assert list(read_tree(".").comparisons) == ["mine"]
-    tree = read_tree(fake_measurement(tmp_path / "measured"))
-    assert tree.measurements == {"measured": tmp_path / "measured"} and not tree.comparisons and not tree.skipped
-    for path in (comparison_path(tmp_path / "mine"), tmp_path / "measured" / "measurement.json"):
-        path.write_text(path.read_text()[:-30])
-        with pytest.raises(ResultsError, match=rf"{path}, line \d+: cut off"):
-            read_tree(path.parent)
 
 
 def test_folders_with_nothing_to_show(tmp_path):
-    with pytest.raises(ResultsError, match="nowhere: no such folder; give the folder of a comparison"):
-        read_tree(tmp_path / "nowhere")
     with pytest.raises(ResultsError, match="holds no comparison; give the folder"):
         read_tree(tmp_path)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "x.jpg").write_bytes(b"")
+    (tmp_path / "photos" / "of trees").mkdir(parents=True)
     with pytest.raises(ResultsError, match=r"that can be read \(photos: holds no comparison\.json\); give"):
         read_tree(tmp_path)

@@ -1,10 +1,10 @@
 """Results as comparisons leave them behind, without training: learning curves drawn from a formula."""
 
 import hashlib
-import json
 import math
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from jaxresnet.config import to_dict
@@ -22,27 +22,34 @@ ENVIRONMENT = {"jax": "0.10.2", "device": "cpu", "commit": None, "command": "pyt
 def run_folder(folder, arm, seed):
     """Where the run of a comparison lies. The id is made of the folder's own path, so that no two tests share a run,
     whatever lies in the store beside their folders."""
-    folder = os.path.abspath(folder)
-    fake_id = hashlib.sha256(f"{folder} {arm} {seed}".encode()).hexdigest()[:12]
-    return Path(folder).parent / RUNS / fake_id
-
-
-def rows_path(folder, arm, seed):
-    return run_folder(folder, arm, seed) / HISTORY
-
-
-def scores_path(folder, arm, seed):
-    return run_folder(folder, arm, seed) / SCORES
+    folder = Path(os.path.abspath(folder))
+    return folder.parent / RUNS / hashlib.sha256(f"{folder} {arm} {seed}".encode()).hexdigest()[:12]
 
 
 def write_comparison(folder, config):
     """comparison.json, with the ids of the runs, and the config.json of each."""
     runs = {arm: {str(seed): run_folder(folder, arm, seed).name for seed in config["seeds"]} for arm in config["arms"]}
-    write_json(comparison_path(folder), {**config, "runs": runs})
+    write_json(comparison_path(folder), {"environment": ENVIRONMENT, **config, "runs": runs})
     for arm, settings in config["arms"].items():
         for seed in config["seeds"]:
             run = {"config": {**settings, "seed": seed}, "data": config["dataset"]}
             write_json(run_folder(folder, arm, seed) / CONFIG, run)
+
+
+def learning_curve(index, seed, num_epochs, selection):
+    """The rows of a run: of a plausible shape, a point apart from one index of an arm to the next."""
+    noise = random.Random(100 * index + seed)
+    for epoch in range(num_epochs):
+        learnt = 1 - math.exp(-(epoch + 1) / 4)
+        yield {
+            "epoch": epoch,
+            "learning_rate": 0.01,
+            "train_loss": 1.7 - 1.2 * learnt,
+            "train_accuracy": 40 + 45 * learnt,
+            **dict.fromkeys(("val_loss", "val_accuracy", "test_loss", "test_accuracy")),
+            f"{selection}_loss": 1.6 - learnt + noise.gauss(0, 0.02),
+            f"{selection}_accuracy": 45 + 40 * learnt - index + noise.gauss(0, 0.1),
+        }
 
 
 def fake_comparison(
@@ -56,64 +63,36 @@ def fake_comparison(
     not_begun=(),
     **config,
 ):
-    """Write what a comparison leaves behind: learning curves of a plausible shape, a point apart from arm to arm."""
+    """Write what a comparison leaves behind."""
     config = {
         "name": "adam_lookahead",
         "protocol": "published" if selection == "test" else "intended",
         "dataset": {"name": "synthetic" if synthetic else "cifar10", "synthetic": synthetic, "num_test": 10000},
         "seeds": list(seeds),
         "arms": {arm: {"batch_size": 512} for arm in arms},
-        "environment": ENVIRONMENT,
         **config,
     }
     write_comparison(folder, config)
-    for index, arm in enumerate(arms):
-        for seed in seeds:
-            if (arm, seed) in not_begun:
-                continue
-            noise = random.Random(100 * index + seed)
-            rows = []
-            for epoch in range(num_epochs):
-                learnt = 1 - math.exp(-(epoch + 1) / 4)
-                accuracy = 45 + 40 * learnt - index + noise.gauss(0, 0.1)
-                evaluated = {"loss": 1.6 - learnt + noise.gauss(0, 0.02), "accuracy": accuracy}
-                rows.append(
-                    {
-                        "epoch": epoch,
-                        "learning_rate": 0.01,
-                        "train_loss": 1.7 - 1.2 * learnt,
-                        "train_accuracy": 40 + 45 * learnt,
-                        **{f"val_{k}": v if selection == "val" else None for k, v in evaluated.items()},
-                        **{f"test_{k}": v if selection == "test" else None for k, v in evaluated.items()},
-                    }
-                )
-            if (arm, seed) in unfinished:
-                write_rows(rows_path(folder, arm, seed), rows[: num_epochs // 2])
-                continue
-            write_rows(rows_path(folder, arm, seed), rows)
-            best = max(rows, key=lambda row: row[f"{selection}_accuracy"])
-            scores = {
-                "seed": seed,
-                "selection": selection,
-                "weights": "slow" if arm == LOOKAHEAD else "fast",
-                "best_epoch": best["epoch"],
-                "test_accuracy": best[f"{selection}_accuracy"],
-                "last_epoch": num_epochs - 1,
-            }
-            write_json(scores_path(folder, arm, seed), scores)
+    for index, arm, seed in ((index, arm, seed) for index, arm in enumerate(arms) for seed in seeds):
+        rows = list(learning_curve(index, seed, num_epochs, selection))
+        best = max(rows, key=lambda row: row[f"{selection}_accuracy"])
+        scores = {
+            "seed": seed,
+            "selection": selection,
+            "weights": "slow" if arm == LOOKAHEAD else "fast",
+            "best_epoch": best["epoch"],
+            "test_accuracy": best[f"{selection}_accuracy"],
+            "last_epoch": num_epochs - 1,
+        }
+        if (arm, seed) in unfinished:
+            write_rows(run_folder(folder, arm, seed) / HISTORY, rows[: num_epochs // 2])
+        elif (arm, seed) not in not_begun:
+            write_rows(run_folder(folder, arm, seed) / HISTORY, rows)
+            write_json(run_folder(folder, arm, seed) / SCORES, scores)
     return folder
 
 
-def change_rows(folder, arm, seed, change):
-    """Rewrite a run's rows: change(row) alters one in place."""
-    path = rows_path(folder, arm, seed)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        change(row)
-    write_rows(path, rows)
-
-
-def fake_measurement(folder, **other):
+def fake_measurement(folder):
     """Write a measurement.json of three of the published configurations, the last of which does not run."""
     seconds = {"configuration 1": [0.2, 0.1, 0.3], "configuration 5": [0.1, 0.15, 0.05], "configuration 8": None}
     models = {
@@ -135,36 +114,32 @@ def fake_measurement(folder, **other):
         "timing": {**timing, "width": "a quarter"},
         "models": models,
         "environment": {"device": "a CPU", "jax": "0.10.2", "commit": None},
-        **other,
     }
     write_json(measurement_path(folder), measurement)
     return Path(folder)
 
 
-def fake_reproduction(folder, arms, protocol="published", dataset=CIFAR10, change=lambda config: config):
+def fake_reproduction(folder, arms, protocol="published", dataset=CIFAR10, change=None):
     """A comparison of published runs: arms is {name of the published run: {seed: (score, last)}}, in percent.
 
-    change(config) alters what was trained.
+    change: fields in which what was trained differs.
     """
-    folder = Path(folder)
     as_protocol = intended if protocol == "intended" else lambda config: config
-    configs = {name: change(as_protocol(published[name].config)) for name in arms}
+    configs = {name: replace(as_protocol(published[name].config), **(change or {})) for name in arms}
     config = {
-        "name": folder.name,
+        "name": Path(folder).name,
         "protocol": protocol,
         "dataset": dataset,
         "seeds": sorted({seed for runs in arms.values() for seed in runs}),
         "arms": {arm: {k: v for k, v in to_dict(c).items() if k != "seed"} for arm, c in configs.items()},
-        "environment": ENVIRONMENT,
     }
     write_comparison(folder, config)
     for arm, runs in arms.items():
         for seed, (score, last) in runs.items():
             row = {"epoch": 0, "train_loss": 1.0, "train_accuracy": 60.0, "test_loss": 1.0, "test_accuracy": last}
-            write_rows(rows_path(folder, arm, seed), [row])
-            scores = {"selection": configs[arm].selection, "best_epoch": 0, "test_accuracy": score}
-            environment = {"device": "one GPU"}
-            write_json(scores_path(folder, arm, seed), {"seed": seed, **scores, "environment": environment})
+            write_rows(run_folder(folder, arm, seed) / HISTORY, [row])
+            scores = {"seed": seed, "selection": configs[arm].selection, "best_epoch": 0, "test_accuracy": score}
+            write_json(run_folder(folder, arm, seed) / SCORES, {**scores, "environment": {"device": "one GPU"}})
     return folder
 
 
@@ -173,12 +148,8 @@ def fake_evaluation(folder, **other):
 
     def scored(recorded, *accuracies):
         classes = [{"n": 100, "accuracy": accuracy, "low": 70.0, "high": 96.3} for accuracy in accuracies]
-        none = {"n": 0, "accuracy": None, "low": None, "high": None}
-        return {
-            "test_accuracy": sum(accuracies) / 2,
-            "recorded_test_accuracy": recorded,
-            "classes": [*classes, none],
-        }
+        classes.append({"n": 0, "accuracy": None, "low": None, "high": None})
+        return {"test_accuracy": sum(accuracies) / 2, "recorded_test_accuracy": recorded, "classes": classes}
 
     mistakes = [
         {"image": 3, "true": 0, "predicted": 1, "probability": 0.999},
@@ -209,10 +180,8 @@ def fake_fit(config, data, workdir, *, on_epoch, num_epochs=2, **_):
     rows = []
     for epoch in range(num_epochs):
         accuracy = 50.0 + epoch + config.seed + config.optim.learning_rate
-        scored = {
-            f"{split}_{name}": accuracy / 50 for split in ("train", "val", "test") for name in ("loss", "accuracy")
-        }
-        rows.append({"epoch": epoch, "learning_rate": 0.01, **scored})
+        scored = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy")]
+        rows.append({"epoch": epoch, "learning_rate": 0.01, **dict.fromkeys(scored, accuracy / 50)})
         (workdir / "1").mkdir(parents=True, exist_ok=True)
         (workdir / "1" / "weights").write_text(f"of epoch {epoch}")
         on_epoch(list(rows))
