@@ -124,3 +124,27 @@ def small_demo(monkeypatch, tmp_path):
     devices = jax.devices()[:1]  # the engines of the other tests
     for name in ("devices", "local_devices"):
         monkeypatch.setattr(jax, name, lambda: devices)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """terminal(columns) -> a Terminal in the place of stdout and stderr."""
+    if not hasattr(os, "openpty"):
+        pytest.skip("this system has no pseudo-terminals")
+    from support.terminal import Terminal
+
+    opened = []
+
+    def start(columns=100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        opened.append(Terminal())
+        monkeypatch.setattr("sys.stdout", opened[-1].file)
+        monkeypatch.setattr("sys.stderr", opened[-1].file)
+        return opened[-1]
+
+    for name in ("LINES", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    yield start
+    for each in opened:
+        each.text()

@@ -11,7 +11,7 @@ from support.terminal import frames
 
 from jaxresnet.cli import exits
 from jaxresnet.cli.exits import stop_on_signal
-from jaxresnet.cli.progress import Job, Progress
+from jaxresnet.comparison.progress import Job, Progress
 
 SAID = (
     "stopping after the steps under way (on accelerators, this epoch; while compiling, after that) and saving; "

@@ -15,10 +15,9 @@ from support.tiny import RUN, contents, stop_after
 from jaxresnet.comparison.compare import Hooks, RunsFailed, compare
 from jaxresnet.config import to_dict
 from jaxresnet.data.dataset import fingerprint
-from jaxresnet.errors import NonFiniteError, ResultsError
+from jaxresnet.errors import Interrupted, NonFiniteError, ResultsError
 from jaxresnet.reporting.report import render
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, read_results
-from jaxresnet.training.fit import Interrupted
 
 ONE = jax.devices()[:1]
 ARMS = {"Adam + Lookahead": RUN, "Adam": replace(RUN, optim=replace(RUN.optim, lookahead=False))}

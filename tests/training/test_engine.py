@@ -9,13 +9,12 @@ import pytest
 from support.tiny import RUN, STEADY_PARTIAL, assert_same_to_rounding, leaves, stop_after, without_times
 
 from jaxresnet.config import ModelConfig
-from jaxresnet.errors import ConfigError
+from jaxresnet.errors import ConfigError, Interrupted, fit
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.recipes import published
 from jaxresnet.training import engine
 from jaxresnet.training.devices import replicate
 from jaxresnet.training.engine import make_engine
-from jaxresnet.training.fit import Interrupted, fit
 
 pytestmark = pytest.mark.devices(8)
 ONE, EIGHT = jax.devices()[:1], jax.devices()[:8]

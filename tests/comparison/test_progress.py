@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from support.terminal import frames
 
-from jaxresnet.cli import progress as progress_module
-from jaxresnet.cli.progress import Job, Progress, duration
-from jaxresnet.training.fit import Interrupted
+from jaxresnet.comparison import progress as progress_module
+from jaxresnet.comparison.progress import Job, Progress, duration
+from jaxresnet.errors import Interrupted
 
 
 def job(arm="Adam", seed=0, images=800, num_epochs=2, macs=1000, done=False):
