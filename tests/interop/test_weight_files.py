@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from support.fake_cifar10 import Runs
 from support.fake_weights import SMALL, assert_same_arrays, numbers, state_dict
 from support.tiny import MODEL, assert_same_bits, contents
 
@@ -29,6 +28,16 @@ from jaxresnet.training.state import Weights
 
 RUN = TrainConfig(model=MODEL)  # with Lookahead, scored on its slow weights
 BARE = replace(RUN, optim=OptimConfig(lookahead=False))
+
+
+class Runs:
+    """Pickles as a call of `function`: the way in which a hostile pickle runs code."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
 
 
 def save_tensors(path, tensors, **wrapped):
@@ -83,7 +92,7 @@ def test_every_kind_to_every_kind_keeps_every_bit(tmp_path, chain):
     save_tensors(paths[0], tensors)
     for source, target in pairwise(paths):
         read = convert(source, target)
-        assert (read.config, *read[2:]) == (SMALL, 1234, None, None, None)
+        assert (read.config, *read[2:6]) == (SMALL, 1234, None, None, None)
         if target.is_file():
             assert_same_arrays(load_tensors(target), tensors)
     assert names(tmp_path) == sorted(chain.split())
@@ -106,7 +115,7 @@ def test_a_run_gives_the_weights_asked_for_and_what_is_converted_from_them_no_ot
         target = tmp_path / f"{weights}.safetensors"
         read = convert(tmp_path / source, target, weights)
         scored = None if weights == "fast" else 30.5
-        assert (read.config, *read[2:]) == (MODEL, 10, weights or "slow", scored, 0)
+        assert (read.config, *read[2:6]) == (MODEL, 10, weights or "slow", scored, 0)
         assert_same_arrays(load_tensors(target), torch_arrays(best.variables(read.kind), 10))
     convert(tmp_path / "run", tmp_path / "folder", "fast")
     assert read_weights(tmp_path / "folder").kind == "fast"
@@ -122,7 +131,7 @@ def test_a_run_tells_its_chosen_epoch_and_accuracy(tmp_path):
         ("bare", BARE, SCORED_ONCE, (10, None, 30.5, 0)),
     ):
         write_run(tmp_path / name, config, history)
-        assert read_weights(tmp_path / name)[2:] == expected
+        assert read_weights(tmp_path / name)[2:6] == expected
 
 
 def test_a_published_file_there_and_back_and_an_accuracy_that_is_not_known_is_not_made_up(tmp_path):

@@ -106,7 +106,7 @@ def test_malformed_entries_of_a_comparison_are_named(folder, key, value):
     [
         ("[1, 2]", "not a row"),
         ('{"epoch": 1, "train_loss": 1.0, "train_accuracy": 50.0}', "epoch 1 after 2"),
-        ('{"epoch": 3, "train_loss": NaN, "train_accuracy": 50.0}', "'train_loss' is nan, not a finite number"),
+        ('{"epoch": 3, "train_loss": NaN, "train_accuracy": 50.0}', "NaN is not a finite number"),
         ('{"epoch": 3, "train_loss": 1.0}', "'train_accuracy' is None"),
         ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 101.0}', "'train_accuracy' is 101.0, not a number of 0 to"),
         ('{"epoch": 3, "train_loss": 1.0, "train_accuracy": 50.0, "test_loss": "1"}', "'test_loss' is '1'"),
