@@ -52,12 +52,14 @@ def test_contenders_take_turns_and_a_speed_is_the_median_of_the_ratios_of_each_r
     assert speed_against([1.0, 10.0, 3.0], [2.0, 5.0, 9.0]) == {"speed": 2.0, "range": [0.5, 3.0]}
 
 
-def test_without_ours_it_does_not_pass_and_for_another_network_no_file_is_written(monkeypatch, tmp_path):
+def test_what_does_not_pass_says_why_and_for_another_network_no_file_is_written(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"not the same network.*'jaxresnet': 7, 'eager float32': 8"):
         compare(monkeypatch, tmp_path, eager=8)
     assert not (tmp_path / "out.json").exists()
     status, case, _ = compare(monkeypatch, tmp_path, jaxresnet="none")
     assert status == 1 and case["against"] == {} and "none" in case["contenders"]["jaxresnet"]["failed"]
+    monkeypatch.setattr(compare_pytorch, "find_spec", lambda name: None)
+    assert compare_pytorch.main([]) == 2 and "pip install -e '.[parity]'" in capsys.readouterr().err
 
 
 def test_our_worker_trains_by_whole_dispatches(monkeypatch):

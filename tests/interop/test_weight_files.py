@@ -217,10 +217,7 @@ def test_without_a_safe_pytorch_a_pth_says_what_to_install(tmp_path, monkeypatch
     (tmp_path / "a.pth").write_bytes(b"x")
     save_tensors(tmp_path / "b.safetensors", numbers())
     old = SimpleNamespace(__version__="2.5.1+cpu")
-    for module, reason in (
-        (None, "PyTorch is not installed; pip install"),
-        (old, "PyTorch 2.5.1+cpu may execute code"),
-    ):
+    for module, reason in (None, "PyTorch is not installed; pip install"), (old, "2.5.1+cpu may execute code"):
         monkeypatch.setitem(sys.modules, "torch", module)
         assert reason in refused(tmp_path / "a.pth", tmp_path / "run")
         assert reason in refused(tmp_path / "b.safetensors", tmp_path / "b.pth")
