@@ -100,8 +100,7 @@ def test_a_finished_comparison_trains_nothing_and_changes_no_byte(finished, tiny
     before = contents(out)
     replace_fit(None)
     again = compare_tiny(tiny_data, out, on_run=lambda *run: pytest.fail(f"{run} began"))
-    assert contents(out) == before
-    assert again == comparison
+    assert contents(out) == before and again == comparison
 
 
 def test_an_interrupted_comparison_ends_in_the_same_bytes(finished, tiny_data, tmp_path):
@@ -159,10 +158,18 @@ def test_published_figures_may_be_added_and_stay(tiny_data, tmp_path, replace_fi
 def test_a_run_that_two_comparisons_share_is_trained_once(tiny_data, tmp_path, replace_fit, undrawn):
     replace_fit()
     first = compare_tiny(tiny_data, tmp_path, name="first")
-    before, told = contents(tmp_path), []
+    before, told, trained = contents(tmp_path), [], set()
+
+    def meanwhile(*run):
+        told.append(run)
+        if len(told) == 1:
+            compare_tiny(tiny_data, tmp_path, ADAM, (2,), "third")
+
     arms = {"plain": ARMS["Adam"], "small batch": replace(RUN, batch_size=32)}
-    second = compare_tiny(tiny_data, tmp_path, arms, (1, 2), "second", on_run=lambda *run: told.append(run))
+    hooks = {"on_run": meanwhile, "on_epoch": lambda arm, seed, rows: trained.add((arm, seed))}
+    second = compare_tiny(tiny_data, tmp_path, arms, (1, 2), "second", **hooks)
     assert told == [("small batch", 1), ("plain", 2), ("small batch", 2)]
+    assert trained == {told[0], told[2]}, "the other was finished since it was planned"
     assert second.runs["plain", 1] == first.runs["Adam", 1]
     assert before.items() <= contents(tmp_path).items(), "the first comparison and its runs are as they were"
     assert len(list((tmp_path / "runs").iterdir())) == 7

@@ -96,7 +96,6 @@ def test_extras_are_texts_and_pictures_that_are_not_the_reports_own(tmp_path):
         Image.new("RGB", (4, 4), "red").save(tmp_path / name)
     (tmp_path / "summary.md").write_text("# Mine")
     (tmp_path / "evaluation.md").write_bytes(b"# Per class\n\ncaf\xe9\n")  # not UTF-8
-    (tmp_path / "notes.txt").write_text("no")
     (tmp_path / "measurement.json").write_text("{}")
     text = make_page(Section(tmp_path, "measurement"))
     assert "<h3>Per class</h3>" in text and "Mine" not in text and text.count("<img") == 1

@@ -127,7 +127,6 @@ def test_malformed_rows_are_named(folder, row, message):
         ({"selection": "luck"}, "'selection' is missing or malformed"),
         ({"skipped_steps": -1}, "'skipped_steps' is missing or malformed"),
         ({"test_accuracy": None}, "'test_accuracy' is None, not a number of 0 to 100"),
-        ({"best_epoch": True}, "'best_epoch' is True"),
         ({"test_loss": -1}, "'test_loss' is -1, not a number of 0 to"),
     ],
     ids=str,
