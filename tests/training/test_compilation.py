@@ -47,6 +47,7 @@ def no_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXRESNET_COMPILATION_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     yield tmp_path
     for name, value in before.items():
         jax.config.update(name, value)
@@ -57,6 +58,7 @@ def test_the_folder_is_the_users_own_and_the_processors(no_cache, monkeypatch):
     folder = use_compilation_cache()
     assert folder.is_dir() and folder.parent == no_cache / "jaxresnet" / "compiled"
     assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs <= 0.1, "small programs are many"
     assert use_compilation_cache() == folder, "again changes nothing"
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(jaxresnet.training.compilation, "instructions", lambda: "fpu amx_bf16")
