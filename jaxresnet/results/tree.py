@@ -21,19 +21,15 @@ class Tree(NamedTuple):
 
 
 def read_tree(root: str | Path) -> Tree:
-    """Read every comparison and measurement in the folders of `root`, or `root` itself where it is the folder of one.
+    """Read every comparison and measurement in the folders of `root`.
 
     A folder that is damaged or foreign is skipped and named. Files, the store of runs, and folders whose name starts
-    with "." or "_" are not looked at. Raises ResultsError where nothing at all can be shown, and for a `root` that is
-    the folder of a comparison or a measurement and damaged.
+    with "." or "_" are not looked at. Raises ResultsError where nothing at all can be shown.
     """
     root = Path(root)
     if not root.is_dir():
         raise ResultsError(f"{root}: no such folder; {GIVE}")
     tree = Tree(root, {}, {}, {})
-    if comparison_path(root).is_file() or measurement_path(root).is_file():
-        _read_into(tree, root.resolve().name, root)
-        return tree
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
         if folder.name == RUNS:
             continue

@@ -5,6 +5,7 @@ from dataclasses import replace
 from support.fake_results import CIFAR10, fake_reproduction
 
 from jaxresnet.results.reproduction import reproduce
+from jaxresnet.results.store import read_results
 from jaxresnet.results.tree import read_tree
 
 THREE = {0: (91.0, 90.8), 1: (92.0, 91.8), 2: (93.0, 92.8)}
@@ -51,7 +52,7 @@ def test_what_counts_as_intended(tmp_path):
 
 
 def test_what_has_not_finished_and_a_config_of_another_version_do_not_count(tmp_path):
-    comparisons = read_tree(fake_reproduction(tmp_path / "x", {"adam_512": THREE})).comparisons
+    comparisons = {"x": read_results(fake_reproduction(tmp_path / "x", {"adam_512": THREE}))}
     runs = comparisons["x"].runs["adam_512"]
     runs[1] = replace(runs[1], scores=None)
     assert list(row_of(reproduce(comparisons), "adam_512").as_published) == [0, 2]

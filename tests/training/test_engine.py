@@ -6,15 +6,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from support.tiny import RUN, STEADY_PARTIAL, assert_same_to_rounding, leaves, stop_after, without_times
+from support.tiny import RUN, STEADY, STEADY_PARTIAL, assert_same_to_rounding, leaves, stop_after, without_times
 
-from jaxresnet.config import ModelConfig
-from jaxresnet.errors import ConfigError, Interrupted, fit
+from jaxresnet.config import ModelConfig, with_fields
+from jaxresnet.errors import ConfigError
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.recipes import published
 from jaxresnet.training import engine
 from jaxresnet.training.devices import replicate
 from jaxresnet.training.engine import make_engine
+from jaxresnet.training.fit import Interrupted, fit
 
 pytestmark = pytest.mark.devices(8)
 ONE, EIGHT = jax.devices()[:1], jax.devices()[:8]
@@ -165,3 +166,32 @@ def test_a_batch_that_devices_cannot_share_or_the_data_cannot_fill_is_refused():
         make_engine(replace(RUN, batch_size=60), 256, EIGHT)
     with pytest.raises(ConfigError, match="batch_size=264: must be at most the 256 training images"):
         make_engine(replace(RUN, batch_size=264), 256, EIGHT)
+
+
+def test_rates_schedules_lengths_and_seeds_share_their_programs(tiny_data):
+    """All but the first run compile nothing."""
+    model = replace(RUN.model, width=3)  # of no other test
+    base = replace(STEADY, model=model, num_epochs=2)
+    changes = [
+        {},
+        {"learning_rate": 1e-4, "b1": 0.5, "weight_decay": 0.1, "slow_step_size": 0.8},
+        {"schedule": "onecycle", "schedule_unit": "epoch", "schedule_length": 9},
+        {"schedule": "warmup_cosine", "warmup_fraction": 0.1, "num_epochs": 3},
+        {"eval_weights": "fast", "test_every_epoch": True, "seed": 1},
+    ]
+    compiled: list = []  # of each run, the names of the programs
+
+    def listener(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled[-1].append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for fields in changes:
+            compiled.append([])
+            fit(with_fields(base, fields), tiny_data, devices=jax.devices()[:1])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    first, *others = compiled
+    assert len(first) >= 5, "initial state, plan, step, and evaluation of two data sets"
+    assert others == [[]] * (len(changes) - 1)
