@@ -52,7 +52,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
     with lock(tmp_path):
         pass
-    assert "no locks here (No locks available)" in capsys.readouterr().out
+    assert "no locks here (No locks available)" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -19,7 +19,7 @@ from jaxresnet.results.store import read_results
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TINY = "--stage-sizes 1 --width 4 --pool-size 32 --batch-size 64 --num-epochs 1 --eval-batch-size 128 --val-size 64"
+TINY = "--stage-sizes 1 --width 4 --pool-size 32 --batch-size 16 --num-epochs 1 --eval-batch-size 128 --val-size 64"
 
 
 def commands(text: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_every_python_command(small_data, monkeypatch, tmp_path, capsys):
 
 def test_the_library_snippet(small_data, capsys):
     (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    small = "num_epochs=1, batch_size=64, val_size=64, model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)"
+    small = "num_epochs=1, batch_size=16, val_size=64, model=jr.ModelConfig(stage_sizes=(1,), width=4, pool_size=32)"
     tiny = snippet.replace("num_epochs=10, batch_size=512", small).replace("[0, 1, 2]", "[0]")
     assert tiny.count(small) == 1 and "seeds=[0]" in tiny
     names: dict = {}

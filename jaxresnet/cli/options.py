@@ -75,7 +75,8 @@ def parse(
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    options = replace(options, out=local_path(options.out))
+    config = TrainConfig(**vars(options.config))
+    options = replace(options, out=local_path(options.out), config=config)  # type: ignore[arg-type]
     flags = [arg.partition("=")[0] for arg in argv if arg.startswith("--")]
     if flags.count("--only") > 1 or ("--only" in flags and not options.only):
         raise ConfigError("--only: give it once, with one or more names: --only schedulers batch_size")

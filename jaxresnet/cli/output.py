@@ -62,5 +62,6 @@ def _robust(stream: TextIO | None, name: str) -> Any:
     if stream is None:  # closed by the one who started this program, as by `>&-`
         return open(os.devnull, "w")
     if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")
+        with suppress(OSError, ValueError):  # it is closed
+            stream.reconfigure(errors="replace")
     return Output(stream, name)

@@ -47,7 +47,7 @@ class Drawn(NamedTuple):
     table: Table
     figure: bytes | None
     notes: list[str]
-    empty: bool
+    empty: bool = False
     heading: str = HEADING
     caption: str = CAPTION
 
@@ -116,7 +116,7 @@ def draw_reproduction(root: Path, found: Reproduction) -> Drawn:
     blocks = [f"# {HEADING}", as_markdown(table), *[f"![{CAPTION}]({png_file.name})"] * bool(png), as_bullets(notes)]
     write_json(json_file, {**found.to_json(), "notes": notes})
     write_text(text_file, "\n\n".join(blocks) + "\n")
-    return Drawn(table, png, notes, empty=False)
+    return Drawn(table, png, notes)
 
 
 # --------------------------------------------------------------------------------------------------------- figure

@@ -82,15 +82,13 @@ def check_moves(config: TrainConfig, num_train: int) -> None:
 
 
 def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device]) -> Engine:
-    """The engine of a run, whose precision is known. Raises ConfigError as `check_devices` and
-    `check_moves`.
+    """The engine of a run, whose precision is known. Raises ConfigError as `check_devices`.
 
     On accelerators one dispatch trains a whole epoch. On a CPU it is one step in float32, as XLA:CPU convolves naively
     inside a loop, up to 50 times slower; in bfloat16, where convolutions are products, it is several.
     """
     devices = tuple(devices)
     check_devices(config, num_train, len(devices))
-    check_moves(config, num_train)
     platform = devices[0].platform
     if platform != "cpu":
         several = num_train // config.batch_size

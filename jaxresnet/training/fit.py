@@ -80,6 +80,7 @@ def fit(
     devices = tuple(all_devices() if devices is None else devices)
     config, data = resolved(config, devices[0]), as_dataset(data)
     train, val = run_splits(config, data)
+    engine.check_moves(config, train.num_examples)
     programs = engine.make_engine(config, train.num_examples, devices)
     record = Record(to_dict(config), fingerprint(data), backends=[{"step": 0, **backend(devices)}])
     check_same("a run", {"config": record.config, "data": record.data, "jax": jax.__version__})

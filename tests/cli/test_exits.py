@@ -37,7 +37,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_ctrl_c_ends(signum, capsys
 def test_with_several_processes_ctrl_c_is_sent_on_to_the_service_that_tells_all(monkeypatch):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))  # in the place of JAX's
-    monkeypatch.setattr(exits, "several", lambda: True)
+    monkeypatch.setattr(exits, "_several", lambda: True)
     with stop_on_signal():
         signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGTERM, before)

@@ -27,7 +27,7 @@ DEVICES = jax.devices()
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "adam_lookahead.py"
 EPOCH_LINE = re.compile(r"^(Adam.*), seed (\d+): epoch (\d+)/3 ", re.MULTILINE)
-ONE_EPOCH = ["--seeds", "0", "--num-epochs", "1"]
+SHORT = ["--seeds", "0", "--num-epochs", "2"]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_demo_from_first_line_to_last(run_script, run_module):
     [
         ([*DEMO, "--batch-size", "257"], "batch_size=257: must be at most the 256 training images"),
         ([*DEMO, "--name", "a/b"], "a/b"),
-        ([*DEMO, "--out", "occupied", *ONE_EPOCH], "occupied"),
+        ([*DEMO, "--out", "occupied", *SHORT], "occupied"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
 )
@@ -151,15 +151,15 @@ def test_several_experiments_end_in_one_page_and_share_their_runs(run_demo):
         return f"what was seen in {folder}"
 
     one, two = small("one", after=after), small("two")
-    code, alone, _ = run_demo([one], *ONE_EPOCH)
-    assert code == 0 and "page" not in alone and alone.count("epoch 1/1") == 1
+    code, alone, _ = run_demo([one], *SHORT)
+    assert code == 0 and "page" not in alone and alone.count("epoch 1/2") == 1
 
-    code, out, err = run_demo([one, two], *ONE_EPOCH, description="Both.", protocol="both")
+    code, out, err = run_demo([one, two], *SHORT, description="Both.", protocol="both")
     assert (code, err) == (0, "")
     first_lines = [line.split(" | ")[:2] for line in out.splitlines() if line.count(" | ") > 5]
     protocols = (("-published-demo", "published protocol"), ("-demo", "intended protocol"))
     assert first_lines == [[name + suffix, protocol] for name in ("one", "two") for suffix, protocol in protocols]
-    assert "1 of 2 runs to train" in out and out.count("epoch 1/1") == 1, "the arms of both are the same runs"
+    assert "1 of 2 runs to train" in out and out.count("epoch 1/2") == 1, "the arms of both are the same runs"
     assert "\none-published-demo: ONE, seed 0: epoch 1/1 " in out
     assert seen == [(f"out/one{protocol}-demo", 256, 100, True) for protocol in ("", "-published", "")]
     for folder, *_ in seen[1:]:
@@ -182,10 +182,10 @@ def test_a_measurement_runs_once_and_before_anything_trains(run_demo):
     assert code == 2 and "batch_size=1000" in err
     assert calls == [] and not Path("out").exists(), "what can be refused is refused before"
 
-    code, out, err = run_demo([measured], "--train", *ONE_EPOCH)
+    code, out, err = run_demo([measured], "--train", *SHORT)
     assert (code, err) == (0, "") and calls == [("out/sizes-demo", True)]
     assert out.startswith("the table\n\nresults  out/sizes-demo\nsizes-trained-demo | ")
-    code, out, _ = run_demo([measured], "--train", *ONE_EPOCH)
+    code, out, _ = run_demo([measured], "--train", *SHORT)
     assert code == 0 and len(calls) == 1
     assert out.startswith("out/sizes-demo is there already: remove it to measure again\n")
 
@@ -193,8 +193,8 @@ def test_a_measurement_runs_once_and_before_anything_trains(run_demo):
 def test_a_folder_that_is_refused_is_refused_before_anything_trains(run_demo):
     Path("out/two-demo").mkdir(parents=True)
     Path("out/two-demo/precious.txt").write_text("mine")
-    code, out, err = run_demo([small("one"), small("two")], *ONE_EPOCH)
-    assert code == 2 and "out/two-demo: holds other files" in err and "epoch 1/1" not in out
+    code, out, err = run_demo([small("one"), small("two")], *SHORT)
+    assert code == 2 and "out/two-demo: holds other files" in err and "epoch 1/2" not in out
     assert not Path("out/one-demo").exists()
 
 
@@ -203,11 +203,11 @@ def test_a_comparison_that_fails_keeps_no_other_from_running(run_demo):
         raise ResultsError(f"{folder}: cannot be looked at again")
 
     one, two = small("one", after=after), small("two")
-    code, out, err = run_demo([one, two], *ONE_EPOCH)
+    code, out, err = run_demo([one, two], *SHORT)
     assert code == 2 and "results  out/two-demo" in out and Path("out/report.html").is_file()
     problem = "error: out/one-demo: cannot be looked at again"
     assert err.splitlines() == [problem, "error: 1 of 2 comparisons failed, see above: one-demo"]
-    code, out, err = run_demo([one], *ONE_EPOCH)
+    code, out, err = run_demo([one], *SHORT)
     assert (code, err) == (2, problem + "\n") and "all 1 runs are finished" in out
 
 

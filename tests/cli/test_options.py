@@ -110,7 +110,7 @@ def test_a_value_that_is_called_like_a_flag_is_none():
     [
         (["--only", "main", "--only=main"], "--only: give it once, with one or more names"),
         (["--only", "main", "rates"], "--only rates: must be one of main, sizes, sizes-trained$"),
-        (["--seed", "0"], "name them all: --seeds 0 1 2"),
+        (["--lr", "0.1"], r"--lr: no such flag \(did you mean --learning-rate\?\)"),
         (["--demo", "--data-dir", "."], "leave --data-dir out, or leave --demo out"),
         # For all arms, so also with the value that the first arm has.
         (["--lookahead"], "--lookahead: the arms of main compare its values True, False. Leave the flag out"),

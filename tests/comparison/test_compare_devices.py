@@ -10,8 +10,9 @@ import pytest
 from support.tiny import RUN, contents, stop_after
 
 from jaxresnet.comparison.compare import Hooks, compare
-from jaxresnet.errors import Interrupted, StorageError, fit
+from jaxresnet.errors import Interrupted, StorageError
 from jaxresnet.results.store import CHECKPOINTS, read_results
+from jaxresnet.training.fit import fit
 
 pytestmark = pytest.mark.devices(3)
 THREE = jax.devices()[:3]

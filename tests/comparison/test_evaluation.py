@@ -56,7 +56,7 @@ def test_worst_mistakes_are_the_most_confident_and_the_earlier_of_equals():
 def finished(tiny_data, tmp_path_factory):
     """The root of results around a finished comparison of one arm and two seeds."""
     out = tmp_path_factory.mktemp("final") / "out"
-    arms = {"final model": replace(RUN, num_epochs=1)}
+    arms = {"final model": replace(RUN, num_epochs=2)}
     compare(arms, (0, 1), tiny_data, out, name="final_model", devices=jax.devices()[:1])
     return out
 

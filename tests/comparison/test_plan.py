@@ -128,7 +128,8 @@ def test_another_comparison_in_the_folder_is_refused_by_its_fields(tiny_data, be
         (
             {"arms": {**ARMS, "Adam + Lookahead": changed}},
             "(arms.Adam + Lookahead.optim.learning_rate: 0.01 -> 0.5; "
-            f"arms.Adam + Lookahead.optim.sync_period: 5 -> 6); use the old settings, or {other}",
+            "arms.Adam + Lookahead.optim.sync_period: 5 -> 6). Give this one a name of its own "
+            "(--name tiny-learning_rate-0.5)",
         ),
         ({"arms": {arm: replace(c, batch_size=32) for arm, c in ARMS.items()}}, "(in every arm batch_size: 64 -> "),
         ({"protocol": "published"}, "(protocol: 'intended' -> 'published')"),

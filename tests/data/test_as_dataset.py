@@ -55,10 +55,27 @@ def test_a_split_is_any_pair_of_images_and_labels(form, tiny_data):
         (lambda data: with_labels(data, lambda labels: labels - 1), "the labels go from -1 to 8; count classes from 0"),
         (lambda data: with_labels(data, lambda labels: labels.astype("int64") << 40), "count classes from 0"),
         (lambda data: data._replace(train=Split(data.train.images / 255, data.train.labels)), "found float64"),
+        (lambda data: with_labels(data, lambda labels: np.eye(10, dtype=int)[labels]), r"found .* int64 \(300, 10\)"),
+        (lambda data: data._replace(test=Split(data.test.images[:0], data.test.labels[:0])), "test split: expected"),
+        (lambda data: data._replace(test=Split(np.moveaxis(data.test.images, 3, 1), data.test.labels)), "3, 32, 32"),
         (lambda data: data._replace(class_names=("a", "b")), "has 2 names, and the labels go up to 9"),
         (lambda data: (data.train, data.test), "found tuple; give a Dataset"),
     ],
-    ids=["none", "images", "no labels", "float labels", "short", "negative", "huge", "float images", "names", "tuple"],
+    ids=[
+        "none",
+        "images",
+        "no labels",
+        "float labels",
+        "short",
+        "negative",
+        "huge",
+        "float images",
+        "one-hot",
+        "empty",
+        "channels first",
+        "names",
+        "tuple",
+    ],
 )
 def test_all_else_is_refused_in_the_users_terms(change, said, tiny_data, tmp_path):
     with pytest.raises(jr.UserError, match=said):

@@ -37,7 +37,7 @@ def test_figure_draws_the_mean_and_the_range(tmp_path):
     band = accuracy.collections[-1].get_paths()[0].vertices  # Adam's validation, drawn last
     assert {round(y, 9) for y in band[:, 1]} == {round(y, 9) for y in (*measured.min(0), *measured.max(0))}
     scored = zip(lines["Adam, scored"].get_xdata(), lines["Adam, scored"].get_ydata(), strict=True)
-    assert list(scored) == [(run.scores["best_epoch"], run.scores["test_accuracy"]) for run in runs]
+    assert list(scored) == [(run.scores["best_epoch"] + 1, run.scores["test_accuracy"]) for run in runs]
     # Readable in grey: the arms differ in marker, training and validation in line style.
     assert len({line.get_marker() for label, line in lines.items() if "validation" in label}) == 2
     assert lines["Adam, training"].get_linestyle() != lines["Adam, validation"].get_linestyle()

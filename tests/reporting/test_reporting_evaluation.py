@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from support.fake_results import fake_evaluation
 
-from jaxresnet.reporting.evaluation import draw_mistakes, make_confusion, make_mistakes, render_evaluation
+from jaxresnet.reporting.evaluation import make_confusion, make_mistakes, render_evaluation
+from jaxresnet.reporting.figures import to_png
 from jaxresnet.results.schemas import read_evaluation
 
 
@@ -71,7 +72,7 @@ def test_mistakes_are_shown_in_every_colour_above_what_they_were_taken_for(tmp_p
         (image,) = axes.get_images()
         np.testing.assert_array_equal(image.get_array(), images[one["image"]])
     assert shown[0].texts[0].get_text() == "dog\nas cat\n88.9 %"
-    png = draw_mistakes(images, evaluation)
+    png = to_png(lambda: make_mistakes(images, evaluation), all_colours=True)
     assert len(png) < 300_000
     colours = {tuple(one) for one in np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3)}
     assert {tuple(one) for mistake in mistakes for one in images[mistake["image"]].reshape(-1, 3)} <= colours

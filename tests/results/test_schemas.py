@@ -39,11 +39,7 @@ MODEL = "configuration 5"  # of which one part is damaged, in a measurement that
         (read_measurement, MODEL, {"params": "4,903,242"}),
         (read_measurement, MODEL, {"model": {}}),
         (read_evaluation, "class_names", "cat"),
-        (read_evaluation, "seeds", [-1]),
         (read_evaluation, "runs", {}),
-        (read_evaluation, "confusion_summed_over_seeds", [[1, 2], [3, 0.5]]),
-        (read_evaluation, "mean_over_seeds", {"test_accuracy": 101}),
-        (read_evaluation, "mistakes", {"seed": 0, "worst_first": [{"image": 3}]}),
     ],
 )
 def test_a_malformed_part_is_named(tmp_path, read, part, value):

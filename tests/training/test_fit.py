@@ -18,10 +18,11 @@ from support.tiny import (
 
 from jaxresnet.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.data.dataset import Split, split_validation
-from jaxresnet.errors import ConfigError, DataError, Interrupted, NonFiniteError, ResultsError, fit
+from jaxresnet.errors import ConfigError, DataError, Interrupted, NonFiniteError, ResultsError
 from jaxresnet.optim.schedules import make_schedule
 from jaxresnet.training import engine
 from jaxresnet.training.checkpoint import saved_steps
+from jaxresnet.training.fit import fit
 from jaxresnet.training.metrics import Sums
 
 ONE = jax.devices()[:1]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support.tiny import RUN, assert_same_bits, numpy_scores, stop_after
 
-from jaxresnet.errors import ConfigError, DataError, Interrupted, ResultsError, fit
+from jaxresnet.errors import ConfigError, DataError, Interrupted, ResultsError
 from jaxresnet.training import engine
+from jaxresnet.training.fit import fit
 from jaxresnet.training.predict import load_variables, predict
 
 ONE = jax.devices()[:1]

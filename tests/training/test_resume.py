@@ -16,11 +16,12 @@ from support.tiny import (
 )
 
 import jaxresnet.training.fit
-from jaxresnet.errors import Interrupted, NonFiniteError, ResultsError, fit
+from jaxresnet.errors import Interrupted, NonFiniteError, ResultsError
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import checkpoint, engine
 from jaxresnet.training.checkpoint import saved_steps
 from jaxresnet.training.engine import make_engine
+from jaxresnet.training.fit import fit
 from jaxresnet.training.state import weights_of
 
 ONE = jax.devices()[:1]
