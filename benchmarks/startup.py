@@ -50,7 +50,9 @@ def start(precision: str, width: int, stage_sizes: tuple[int, ...]) -> dict[str,
     monitoring.register_event_listener(lambda event, **_: events.update([event]))
     pool_size = 32 // 2 ** (len(stage_sizes) - 1)  # each stage but the first halves the images
     model = jr.ModelConfig(stage_sizes, width, pool_size=pool_size, precision=precision)  # type: ignore[arg-type]
-    config = jr.TrainConfig(model=model, num_epochs=1, batch_size=128, val_size=0, selection="last")
+    config = jr.TrainConfig(
+        model=model, num_epochs=1, batch_size=128, val_size=0, selection="last", eval_weights="fast"
+    )
     data, devices = jr.make_synthetic(256, 1000), jax.devices()[:1]
 
     def run(seed: int) -> tuple[float, float]:

@@ -28,7 +28,7 @@ def as_intended(arm: str, config: jr.TrainConfig) -> jr.TrainConfig:
 
 COMPARISONS = {"adam_lookahead": MAIN, "adam_lookahead-weights": WEIGHTS, "adam_lookahead-sync": SYNC}
 OPTIONAL = ("adam_lookahead-weights", "adam_lookahead-sync")
-EXPERIMENT = jr.Experiment(__doc__, COMPARISONS, OPTIONAL, as_intended, demo_images=3584)
+EXPERIMENT = jr.Experiment(__doc__, COMPARISONS, OPTIONAL, as_intended, demo_images=1536)
 
 if __name__ == "__main__":
     jr.run_experiment(EXPERIMENT)

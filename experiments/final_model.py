@@ -11,7 +11,7 @@ import jaxresnet as jr
 from jaxresnet.comparison.evaluation import evaluate_runs
 
 ARMS = {"final model": jr.published["adam_512"].config}
-EXPERIMENT = jr.Experiment(__doc__, {"final_model": ARMS}, demo_images=2048, after=evaluate_runs)
+EXPERIMENT = jr.Experiment(__doc__, {"final_model": ARMS}, demo_images=1024, after=evaluate_runs)
 
 if __name__ == "__main__":
     jr.run_experiment(EXPERIMENT)

@@ -75,7 +75,7 @@ def test_a_config_is_read_back_and_its_rates_and_momenta_are_finite(config):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@settings(max_examples=3 * FACTOR, derandomize=FACTOR == 1, deadline=None, database=None)
+@settings(max_examples=2 * FACTOR, derandomize=FACTOR == 1, deadline=None, database=None)
 @given(configs())
 def test_a_run_of_a_config_takes_a_step(config):
     images = np.random.default_rng(0).integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8)

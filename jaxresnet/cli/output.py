@@ -18,6 +18,11 @@ class Output:
         self._try(self._stream.write, text)
         return len(text)
 
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return not self._lost and self._stream.isatty()
+        return False
+
     def flush(self) -> None:
         self._try(self._stream.flush)
 

@@ -62,15 +62,6 @@ def test_what_does_not_pass_says_why_and_for_another_network_no_file_is_written(
     assert compare_pytorch.main([]) == 2 and "pip install -e '.[parity]'" in capsys.readouterr().err
 
 
-def test_our_worker_trains_by_whole_dispatches(monkeypatch):
-    ours = worker.set_up("jaxresnet", CASE)
-    ours.run()
-    assert ours.about()["parameters"] == jr.count_params(jr.ModelConfig(width=8)) and ours.peak_memory() > 0
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
-    with pytest.raises(ValueError, match="1 steps are no whole dispatches: 2 would be"):
-        worker.set_up("jaxresnet", {**CASE, "precision": "bfloat16", "steps": 1})
-
-
 @pytest.mark.pytorch
 def test_the_rival_trains_the_same_network_on_the_same_batches(monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")

@@ -139,7 +139,7 @@ def test_a_run_that_blows_up_is_a_users_error(run_script):
     assert "incomplete: 0 of 2 runs" in out, "the table is printed all the same"
     assert "2 of 2 runs failed, and no other was lost. The same command tries them again" in err
     for arm in ("Adam + Lookahead", "Adam"):
-        assert re.search(rf"^  {re.escape(arm)} seed 0: .* epoch 1, step 4", err, re.MULTILINE)
+        assert re.search(rf"^  {re.escape(arm)} seed 0: .* epoch 2, step 5", err, re.MULTILINE)
 
 
 def test_several_experiments_end_in_one_page_and_share_their_runs(run_demo):
@@ -160,7 +160,7 @@ def test_several_experiments_end_in_one_page_and_share_their_runs(run_demo):
     protocols = (("-published-demo", "published protocol"), ("-demo", "intended protocol"))
     assert first_lines == [[name + suffix, protocol] for name in ("one", "two") for suffix, protocol in protocols]
     assert "1 of 2 runs to train" in out and out.count("epoch 1/2") == 1, "the arms of both are the same runs"
-    assert "\none-published-demo: ONE, seed 0: epoch 1/1 " in out
+    assert "\none-published-demo: ONE, seed 0: epoch 1/2 " in out
     assert seen == [(f"out/one{protocol}-demo", 256, 100, True) for protocol in ("", "-published", "")]
     for folder, *_ in seen[1:]:
         assert f"figure   {folder}/figure.png\nresults  {folder}\n\nwhat was seen in {folder}\n" in out

@@ -84,11 +84,11 @@ def test_the_evaluation_is_that_of_the_recorded_runs(folder, tiny_data):
         assert found["runs"][str(seed)]["test_accuracy"] == pytest.approx(recorded[seed])
     np.testing.assert_array_equal(found["confusion_summed_over_seeds"], matrices[0] + matrices[1])
     assert found["mean_over_seeds"]["test_accuracy"] == pytest.approx((recorded[0] + recorded[1]) / 2)
-    assert found["class_names"] == list(tiny_data.class_names) and found["dataset"]["synthetic"] is True
+    assert found["class_names"] == list("0123456789") and found["dataset"]["synthetic"] is True
     worst = found["mistakes"]["worst_first"]
     assert found["mistakes"]["seed"] == 0 and len(worst) == 24
     assert all(tiny_data.test.labels[one["image"]] == one["true"] != one["predicted"] for one in worst)
-    assert "airplane" in text and str(folder / "mistakes.png") in text and f", {recorded[1] + 1:.2f} %." in text
+    assert "0" in text and str(folder / "mistakes.png") in text and f", {recorded[1] + 1:.2f} %." in text
     assert {"mistakes.png", "confusion.png", "evaluation.md"} <= {path.name for path in folder.iterdir()}
 
     write_json(path, {**scores, "test_accuracy": recorded[1] + 2})

@@ -43,7 +43,7 @@ def assert_passes_are_xlas(images, kernel, strides, padding):
         assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     dtype=st.sampled_from(["bfloat16", "float32"]),
     batch=st.integers(0, 7),

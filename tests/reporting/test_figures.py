@@ -88,7 +88,7 @@ def test_a_published_figure_is_the_arms_mark_at_the_edge(tmp_path):
     accuracy = figure_of(fake_comparison(tmp_path, published={ADAM: {"best": 91.26}})).axes[1]
     (mark,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, published 91.26 %"]
     (curve,) = [line for line in accuracy.get_lines() if line.get_label() == "Adam, validation"]
-    assert list(curve.get_xdata()) == list(range(6)) and mark.get_marker() == curve.get_marker()
+    assert list(curve.get_xdata()) == list(range(1, 7)) and mark.get_marker() == curve.get_marker()
     ((x, y),) = mark.get_transform().transform(mark.get_xydata())
     assert x == pytest.approx(accuracy.transAxes.transform((1, 0))[0])
     assert y == pytest.approx(accuracy.transData.transform((0, 91.26))[1])

@@ -108,7 +108,9 @@ def test_the_table_of_contents_leads_to_the_sections(tmp_path):
     folder = tmp_path / 'k=5, β=0.5 % a#"b" <c>'
     folder.mkdir()
     (folder / "measurement.json").write_text("{}")
-    text = make_tree_page("title", [Section(folder, "what it is")], {"bad <b>": "cut off"}, Drawn([], None, ["a note"]))
+    text = make_tree_page(
+        "title", [Section(folder, "what it is")], {"bad <b>": "cut off"}, Drawn([], None, ["a note"], empty=True)
+    )
     page = Reader(text)
     assert [unquote(link) for link in page.links] == [f"#{name}" for name in page.ids] == [f"#s-{folder.name}"]
     assert "Skipped bad <b>: cut off" in page.shown and page.shown.count("what it is") == 2

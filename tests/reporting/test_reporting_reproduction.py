@@ -121,7 +121,7 @@ def test_rows_and_marks(found):
 
 
 def test_a_spread_is_shown_to_its_ends(tmp_path):
-    fake_reproduction(tmp_path, {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.5), 2: (91.2, 91.2)}})
+    fake_reproduction(tmp_path / "x", {"adam_512": {0: (91.0, 91.0), 1: (91.5, 91.5), 2: (91.2, 91.2)}})
     found = found_in(tmp_path)
     (bar,) = (patch for patch in make_offsets(found).axes[0].patches if patch.get_width() > 0)
     (spread,) = (row.spread for row in found.rows if row.spread)

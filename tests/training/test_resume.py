@@ -241,12 +241,15 @@ def test_a_skipped_step_leaves_everything_but_the_count_of_steps_as_it_was(tiny_
 def test_one_bad_step_too_many_stops_the_run_at_that_step(tiny_data, bad_steps, tmp_path):
     bad_steps |= {1, 5, 6, 7}
     at = []
-    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5, the first of 3 there, more than skip_nonfinite=3"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"epoch 2, step 6, the first of 3 in it, after 1 in those before: more than skip_nonfinite=3",
+    ):
         fit(SKIP, tiny_data, tmp_path, devices=ONE, on_progress=lambda *where: at.append(where))
     assert at[-1] == (1, 256)
     assert saved_steps(tmp_path) == [4], "the last good one"
     bad_steps.add(4)
-    with pytest.raises(NonFiniteError, match="epoch 1, step 4, and so in every step of it"):
+    with pytest.raises(NonFiniteError, match="epoch 2, step 5, and so in every step of it"):
         fit(replace(SKIP, skip_nonfinite=100), tiny_data, devices=ONE)
 
 
@@ -266,6 +269,9 @@ def test_among_steps_of_one_dispatch_bad_ones_are_told_apart_and_a_stop_between_
     assert_same_run(resumed, uninterrupted)
     bad_steps.add(5)
     at = []
-    with pytest.raises(NonFiniteError, match=r"epoch 1, step 5, the first of 2 there, more than skip_nonfinite=2"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"epoch 2, step 6, the first of 2 in it, after 1 in those before: more than skip_nonfinite=2",
+    ):
         fit(replace(SKIP, skip_nonfinite=2), tiny_data, devices=ONE, on_progress=lambda *where: at.append(where))
     assert at == [(0, 192), (0, 256), (1, 192)], "nothing is begun after the dispatch that holds them"
