@@ -17,10 +17,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr. A stream that cannot show it is no reason to fail."""
+def say(text: str) -> None:
+    """Print a line on stderr. A stream that cannot show it is no reason to fail."""
     with suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    say(f"warning: {text}")
 
 
 class Interrupted(Exception):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -41,7 +42,12 @@ def cache_folder() -> Path:
         folder = user_cache_path("jaxresnet")
     except (RuntimeError, KeyError):
         folder = Path("~")
-    return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / f"jaxresnet-{os.getuid()}"
+    if folder.is_absolute():
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"jaxresnet-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Another user may have put programs there for us to run.
+    return folder if folder.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="jaxresnet-"))
 
 
 # -------------------------------------------------------------------------------------------------------- writing
@@ -115,22 +121,25 @@ def read_json(path: Path, remedy: str) -> Any:
 def parse_json(path: Path, text: str, remedy: str, line: int | None = None) -> Any:
     """`text`, which is the file `path` or one `line` of it (from 1), as JSON. Raises as `read_json` does."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
         cut = "cut off or damaged" if text.strip() else "empty"
         raise ResultsError(f"{path}, line {line or error.lineno}: {cut} ({error.msg}); {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         where = str(path) if line is None else f"{path}, line {line}"
         raise ResultsError(f"{where}: damaged ({error}); {remedy}") from error
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a finite number")
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def is_name(value: Any) -> bool:
-    """A text that fits into a figure."""
-    return isinstance(value, str) and len(value) <= LONGEST_NAME
+    """A text that fits into a figure and can be printed."""
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def is_whole(value: Any, highest: int) -> bool:

@@ -44,14 +44,19 @@ def all_devices() -> list[Any]:
         ) from e
 
 
+def some_devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
+    """`devices`, or all. Raises ConfigError for none."""
+    if devices is not None and not devices:
+        raise ConfigError("devices: at least one is needed; leave it out for all")
+    return tuple(all_devices() if devices is None else devices)
+
+
 def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """What the last bits of a run may depend on: versions and devices. JSON types.
 
     devices: those in use, default all, of all processes."""
-    import jax
 
     devices = devices or all_devices()
-    precision = getattr(jax.config, "jax_default_matmul_precision", None)
     return {
         "jaxresnet": _version("jaxresnet"),
         **{name: _version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
@@ -60,7 +65,6 @@ def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
         "device": device_name(devices[0]),
         "num_devices": len(devices),
         "num_processes": len({device.process_index for device in devices}),
-        **({} if precision is None else {"matmul_precision": precision}),
     }
 
 

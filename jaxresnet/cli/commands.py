@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+import jaxresnet
 from jaxresnet.cli.exits import exit_status
 from jaxresnet.config import ModelConfig
 from jaxresnet.files import local_path
@@ -22,7 +22,7 @@ def main() -> None:
     }
     with exit_status():
         if sys.argv[1:] == ["--version"]:
-            print(f"jaxresnet {version('jaxresnet')}")
+            print(f"jaxresnet {jaxresnet.__version__}")
             return
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxresnet")
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jaxresnet.cli.output import robust_output
 from jaxresnet.errors import DataError, Interrupted, StorageError, UserError
+from jaxresnet.output import robust_output
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # sysexits.h: "temporary failure, try again". The same command continues

@@ -19,7 +19,7 @@ from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Dataset
 from jaxresnet.distributed import distributed, from_main, is_main, main_first, several
-from jaxresnet.errors import ConfigError, Interrupted, UserError
+from jaxresnet.errors import ConfigError, Interrupted, UserError, warn
 from jaxresnet.hardware import device_name
 from jaxresnet.recipes import SOURCE, published_run
 from jaxresnet.reporting.report import render, render_tree
@@ -44,7 +44,7 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
 
     description: printed by --help; default the first experiment's. protocol: the default of --protocol. Everything
     that can be refused is refused before anything is written. Exits with status 0, with 2 after a user's error, or
-    with 75 after Ctrl-C or SIGTERM, when the same command continues.
+    with 75 after Ctrl-C or another signal to stop, when the same command continues.
     """
     with exit_status(), distributed():
         use_compilation_cache()
@@ -186,7 +186,11 @@ def _after(experiment: Experiment, plan: Plan) -> str:
 
 
 def _page_over_all(root: Path) -> str:
-    tree = render_tree(root)
+    try:
+        tree = render_tree(root)
+    except Exception as e:  # each comparison has its own page, and what failed is still to be said
+        warn(f"{root / 'report.html'}: not written ({e!r})")
+        return ""
     return f"\n{tree.table}\n\npage     {tree.html}"
 
 

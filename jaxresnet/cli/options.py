@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+import jaxresnet
 from jaxresnet.cli.experiment import Experiment
 from jaxresnet.config import ALSO_CALLED, TrainConfig, field_names, field_value
 from jaxresnet.errors import ConfigError
@@ -59,7 +59,7 @@ def parse(
     the nearest names for unknown flags.
     """
     if "--version" in argv:
-        print(f"jaxresnet {version('jaxresnet')}")
+        print(f"jaxresnet {jaxresnet.__version__}")
         sys.exit(0)
     for flag in argv:
         name = flag.partition("=")[0].removeprefix("--")

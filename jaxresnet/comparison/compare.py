@@ -16,6 +16,7 @@ from jaxresnet.distributed import agreed, from_main, is_main, on_main
 from jaxresnet.errors import Interrupted, UserError
 from jaxresnet.files import lock, write_json
 from jaxresnet.hardware import environment
+from jaxresnet.output import robust_output
 from jaxresnet.reporting.report import Report, render
 from jaxresnet.results.schemas import comparison_path
 from jaxresnet.results.store import remove_temporary
@@ -79,12 +80,12 @@ def compare(
     plan = prepare(
         arms, seeds, data, out, name=name, protocol=protocol, published=published, devices=devices, spread=spread
     )
-    silent = hooks._replace(should_stop=None) != Hooks() or not (progress and is_main() and is_watched())
-    if silent:
-        return run_plan(plan, restart, hooks)
-    jobs = jobs_of([plan])
-    with Progress(jobs.values()) as shown:
-        return run_plan(plan, restart, shown.hooks(plan, jobs, hooks.should_stop))
+    with robust_output():
+        if hooks._replace(should_stop=None) != Hooks() or not (progress and is_main() and is_watched()):
+            return run_plan(plan, restart, hooks)
+        jobs = jobs_of([plan])
+        with Progress(jobs.values()) as shown:
+            return run_plan(plan, restart, shown.hooks(plan, jobs, hooks.should_stop))
 
 
 def run_plan(plan: Plan, restart: bool = False, hooks: Hooks = Hooks()) -> Comparison:  # noqa: B008 - immutable

@@ -13,6 +13,7 @@ import jax
 
 from jaxresnet.config import ModelConfig, to_dict
 from jaxresnet.data.synthetic import make_synthetic
+from jaxresnet.errors import say
 from jaxresnet.files import local_path, write_json
 from jaxresnet.hardware import all_devices, environment
 from jaxresnet.nn.resnet import count_params
@@ -42,7 +43,7 @@ def measure_models(models: Mapping[str, ModelConfig], folder: str | Path, demo: 
         if problem_here(model) is None:
             timed = replace(model, width=max(1, model.width // DEMO_WIDTH)) if demo else model
             turns[name] = _turn(timed, batch_size, steps, device)
-    print(f"timing the training step of {len(turns)} networks; compiling them comes first", flush=True)
+    say(f"timing the training step of {len(turns)} networks; compiling them comes first")
     for turn in turns.values():
         turn()  # compiles, and touches all memory once
     times: dict[str, list[float]] = {name: [] for name in turns}

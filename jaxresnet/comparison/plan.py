@@ -13,7 +13,7 @@ from jaxresnet.data.dataset import Dataset, as_dataset, check_data, fingerprint
 from jaxresnet.distributed import check_same, from_main, several
 from jaxresnet.errors import ConfigError, ResultsError, short
 from jaxresnet.files import is_name, local_path
-from jaxresnet.hardware import all_devices, resolved
+from jaxresnet.hardware import resolved, some_devices
 from jaxresnet.results.schemas import comparison_path, read_comparison
 from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
 from jaxresnet.training.engine import check_devices, check_moves
@@ -84,10 +84,10 @@ def prepare(
     """
     check_arms(arms, seeds)
     data = as_dataset(data)
-    if not is_name(name) or not name.isprintable() or "/" in name or name[:1] in ("", ".", "_") or name == RUNS:
+    if not is_name(name) or "/" in name or name.strip()[:1] in ("", ".", "_") or name == RUNS or len(name) > 100:
         raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
-    teams = _teams(tuple(all_devices() if devices is None else devices), spread)
+    teams = _teams(some_devices(devices), spread)
     out = local_path(out)
     if out.is_file():
         raise ResultsError(f"{out}: is a file; give a folder for the results (--out)")
@@ -139,12 +139,14 @@ def _teams(devices: tuple[jax.Device, ...], spread: str) -> tuple[tuple[jax.Devi
 
 def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
     """Raise ConfigError for arms and seeds that `prepare` refuses whatever the data: before they are downloaded."""
-    if not arms:
-        raise ConfigError("arms: at least one is needed")
+    if not isinstance(arms, Mapping) or not arms:
+        raise ConfigError("arms: give {name: config}, one at least")
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str):
+        raise ConfigError(f"seeds={short(seeds)}: give several whole numbers, as [0, 1, 2]")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds={list(seeds)}: at least one is needed, and none twice")
     for arm, config in arms.items():
-        if not is_name(arm) or not arm.strip() or not arm.isprintable():
+        if not is_name(arm) or not arm.strip():
             raise ConfigError(f"arm name {short(arm)}: must be a text that can be printed, and not too long")
         for seed in seeds:
             replace(config, seed=seed)  # refuses a seed out of range
@@ -194,7 +196,7 @@ def check_begun(begun: Mapping[str, Any] | None, plan: Plan) -> None:
     changed += [f"arms.{arm}.{line}" for arm, lines in of_arms.items() for line in lines if line not in common]
     if changed:
         field, value = re.findall(r"(\w+): .* -> (.*)$", changed[0])[0]
-        own = re.sub(r"[^\w.]+", "-", f"{plan.folder.name}-{field}-{value}").strip("-")
+        own = re.sub(r"[^\w.]+", "-", f"{plan.folder.name}-{field}-{value}").strip("-")[:60]
         raise ResultsError(
             f"{plan.folder}: holds another comparison ({'; '.join(changed)}). Give this one a name of its own (--name "
             f"{own}), use the old settings, or choose another output folder (--out)"

@@ -19,8 +19,8 @@ class Hooks(NamedTuple):
     several threads.
 
     on_run(arm, seed): a run has its turn. on_epoch(arm, seed, history): rows so far, the last one new.
-    on_progress(arm, seed, epoch, images done in it). on_end(arm, seed): its turn is over, whether it is finished or
-    failed, maybe without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
+    on_progress(arm, seed, epoch from 0, images done in it). on_end(arm, seed): its turn is over, whether it is finished
+    or failed, maybe without an epoch here. should_stop(): True saves a checkpoint and raises `Interrupted`.
     """
 
     on_run: Callable[[str, int], None] | None = None
@@ -71,14 +71,14 @@ def jobs_of(plans: Sequence[Plan]) -> dict[str, Job]:
 
 
 def is_watched() -> bool:
-    """Whether somebody sees what is printed: on a terminal or in a notebook."""
+    """Whether somebody sees what is printed: on a terminal or in a notebook. Ask inside `robust_output`."""
     from rich.console import Console
 
     return _is_terminal() or Console().is_jupyter
 
 
 def _is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
+    return bool(sys.stdout.isatty())
 
 
 class Progress:
@@ -173,10 +173,6 @@ class Progress:
                 print(text, flush=True)
             except BrokenPipeError as e:  # as with `| head`: a reason to stop, not for this run to have failed
                 raise Interrupted(UNREAD) from e
-            except UnicodeEncodeError:
-                print(text.encode("ascii", "replace").decode(), flush=True)
-            except (OSError, ValueError):
-                pass  # a full disk, a closed stream: the line is lost, and is in the history
 
     def _left(self) -> str:
         to_begin = {job.arm for job, done in self._done.items() if done < job.work} - self._starts.keys()

@@ -58,7 +58,7 @@ def epoch_plan(key: Array, epoch: int | Array, num_examples: int, augment: Augme
 def normalise(images: Array) -> Array:
     """uint8 (B, H, W, 3) in 0..255 -> float32 of the same shape, about mean 0 and deviation 1 per channel.
 
-    (float64 where JAX_ENABLE_X64 makes that JAX's floating-point numbers.)"""
+    (float64 under JAX_ENABLE_X64, which `fit` and `predict` leave aside.)"""
     mean, std = jnp.asarray(MEAN), jnp.asarray(STD)
     return images * (1 / (255 * std)) - mean / std
 

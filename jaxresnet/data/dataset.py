@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxresnet.config import TrainConfig
-from jaxresnet.errors import ConfigError, DataError
+from jaxresnet.errors import ConfigError, DataError, short
+from jaxresnet.files import is_name
 
 IMAGE_SIZE = 32  # side, pixels
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -52,7 +53,11 @@ def as_dataset(data: Dataset) -> Dataset:
         raise DataError(f"data: found {type(data).__name__}; give a Dataset(train, test), as `load_cifar10` does")
     train, test = _as_split(data.train, "train"), _as_split(data.test, "test")
     highest = max(int(split.labels.max()) for split in (train, test))
-    names = tuple(map(str, data.class_names)) or tuple(map(str, range(highest + 1)))
+    given = data.class_names
+    names = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(names) != len(given or ()) or not all(map(is_name, (data.name, *names))):
+        raise DataError(f"name={short(data.name)}, class_names={short(given)}: give texts that can be printed")
+    names = names or tuple(map(str, range(highest + 1)))
     if highest >= len(names):
         raise DataError(f"class_names: has {len(names)} names, and the labels go up to {highest}; name every class")
     return data._replace(train=train, test=test, class_names=names)

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxresnet.data.dataset import CLASS_NAMES, Dataset, Split
 from jaxresnet.data.readers import num_images, read_archive
-from jaxresnet.errors import DataError, short
+from jaxresnet.errors import DataError, say, short
 from jaxresnet.files import cache_folder, local_path
 
 DIRECTORY = Path("cifar10", "3.0.2")  # TFDS' version of the data set
@@ -129,7 +129,9 @@ def _download(folder: Path) -> Path:
 
     known = {ARCHIVE_NAME: f"sha256:{ARCHIVE_SHA256}"}
     archives = pooch.create(folder, ARCHIVE_FOLDER, registry=known, retry_if_failed=RETRIES)
-    http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 18, timeout=NETWORK_TIMEOUT)
+    http = pooch.HTTPDownloader(
+        progressbar=bool(sys.stderr and sys.stderr.isatty()), chunk_size=1 << 18, timeout=NETWORK_TIMEOUT
+    )
     try:
         return Path(archives.fetch(ARCHIVE_NAME, downloader=http))
     except (requests.RequestException, ValueError) as error:  # ValueError: another checksum
@@ -164,7 +166,7 @@ def _prepare(data: Dataset, root: Path) -> None:
 @contextlib.contextmanager
 def _quiet(what: str) -> Iterator[None]:
     """Say on stderr that this is done, and hold back what TFDS prints and logs meanwhile."""
-    print(f"{what}: once, for up to a minute ...", file=sys.stderr, flush=True)
+    say(f"{what}: once, for up to a minute ...")
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import ConfigError, UserError, WeightsError
+from jaxresnet.hardware import all_devices
 from jaxresnet.nn.resnet import build_model
 
 _LAYER_NAMES = {"shortcut_conv": "shortcut.0", "shortcut_bn": "shortcut.1"}
@@ -45,6 +46,7 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None,
     float32 keeps every bit, half precision is widened, float64 is rounded. The arrays are copies.
     Raises WeightsError that names every tensor that is missing, extra, of another shape or not of floating point.
     """
+    all_devices()  # raises a user's error where there is none
     arrays = _arrays(state_dict, key)
     config = config or _network_of(arrays)
     _check(arrays, config)
@@ -144,7 +146,10 @@ def _tensors(state_dict: Any, key: str | None) -> dict[str, Any]:
         raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
     if keys:
         state_dict = state_dict[key or keys[0]]
-    return {_PREFIXES.sub("", str(name)): tensor for name, tensor in state_dict.items()}
+    tensors = {_PREFIXES.sub("", str(name)): tensor for name, tensor in state_dict.items()}
+    if len(tensors) < len(state_dict):
+        raise WeightsError("holds the tensors of several networks, with other prefixes; give those of one")
+    return tensors
 
 
 def _arrays(state_dict: Any, key: str | None) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -49,9 +50,9 @@ def lookahead(
     alone. Raises ValueError for numbers out of range, for an unknown `momentum`, and by `update` without
     `params`.
     """
-    if sync_period < 1:
-        raise ValueError(f"sync_period={sync_period}: must be at least 1")
-    if isinstance(slow_step_size, int | float) and not 0 <= slow_step_size <= 1:
+    if not isinstance(sync_period, int | np.integer) or sync_period < 1:
+        raise ValueError(f"sync_period={sync_period!r}: must be a whole number, at least 1")
+    if not isinstance(slow_step_size, jax.core.Tracer) and not 0 <= np.asarray(slow_step_size) <= 1:
         raise ValueError(f"slow_step_size={slow_step_size}: must be 0 to 1")
     if momentum not in ("none", "reset", "pullback"):
         raise ValueError(f"momentum={momentum!r}: must be one of 'none', 'reset', 'pullback'")

@@ -171,6 +171,6 @@ def _notes(results: Results, found: Findings) -> list[str]:
 
 def _environments(run: Run) -> list[str]:
     """Where a finished run was made: several where it went on elsewhere."""
-    scores, names = run.scores or {}, ("jax", "device", "num_devices", "matmul_precision", "commit")
+    scores, names = run.scores or {}, ("jax", "device", "num_devices", "commit")
     used = [*(scores.get("earlier_backends") or []), scores.get("environment") or {}]
     return [", ".join(f"{name} {one[name]}" for name in names if one.get(name)) for one in used if one]

@@ -7,8 +7,10 @@ in grey.
 
 import io
 import os
+import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +56,17 @@ def to_png(make: "Callable[[], Figure]", all_colours: bool = False) -> bytes:
 
     Without `all_colours` 256 of them are kept, which looks the same in a third of the bytes, except for photographs.
     """
+    first = "matplotlib" not in sys.modules
     chosen = os.environ.pop("MPLBACKEND", None)  # a notebook's, which Matplotlib may refuse; a PNG needs none
     try:
-        from matplotlib import style
+        from matplotlib import rcParams, style
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     finally:
         if chosen is not None:
             os.environ["MPLBACKEND"] = chosen
+    if first and chosen:
+        with suppress(ValueError):
+            rcParams["backend"] = chosen  # for the user's own figures, as if it had been read
     from PIL import Image
 
     drawn, png = io.BytesIO(), io.BytesIO()

@@ -124,6 +124,15 @@ def _render(results: Results) -> tuple[Report, Section]:
     write_json(report.summary_json, found.summary)
     png = draw(report.figure, lambda: make_curves(results, words.title))
     section = Section(results.folder, words.title, results, words, png)
-    write_text(report.summary_md, make_summary(results, words, has_figure=png is not None))
-    write_text(report.html, make_page(section))
+    for path, make in (
+        (report.summary_md, lambda: make_summary(results, words, has_figure=png is not None)),
+        (report.html, lambda: make_page(section)),
+    ):
+        try:
+            text = make()
+        except Exception as e:  # a file that fails costs that file
+            warn(f"{path}: not written ({e!r}); all else is there")
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, text)
     return report, section

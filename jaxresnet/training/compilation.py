@@ -40,13 +40,14 @@ def own_numerics() -> Iterator[None]:
     """JAX's settings that would change which numbers are drawn, or of which type they are, at JAX's defaults.
 
     Whatever the user's program or environment has set (JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, ...): a run is its
-    config, its seed included, and its data. What changes rounding alone, as jax_default_matmul_precision, stays, and
-    the run's record says it (`hardware.backend`)."""
+    config, its seed included, and its data. The precision of products is the config's own field."""
     with (
         jax.enable_x64(False),
         jax.threefry_partitionable(True),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
+        jax.default_matmul_precision(None),
+        jax.disable_jit(False),
     ):
         yield
 

@@ -32,6 +32,10 @@ Batch = tuple[Array, Array]  # images and labels, on every device
 IMAGES_PER_DISPATCH = 2048
 
 
+# Below these a weight in float32 stays where it is.
+SMALLEST_RATE, SMALLEST_STEP = 1e-10, 1e-7
+
+
 class Engine(NamedTuple):
     """What compiled programs depend on. Runs with equal engines share their programs.
 
@@ -68,16 +72,16 @@ def check_moves(config: TrainConfig, num_train: int) -> None:
     steps = counted = per_epoch * config.num_epochs
     remedy = "or Lookahead's slow weights never move. Train longer, or leave Lookahead out (lookahead=False)"
     if optim.lookahead:
-        if not optim.slow_step_size:
-            raise ConfigError(f"slow_step_size=0: must be above 0, {remedy}")
+        if optim.slow_step_size < SMALLEST_STEP:
+            raise ConfigError(f"slow_step_size={optim.slow_step_size:g}: must be {SMALLEST_STEP:g} or more, {remedy}")
         if config.eval_weights == "slow":
             counted = steps // optim.sync_period * optim.sync_period  # up to the last synchronisation
         if not counted:
             raise ConfigError(f"sync_period={optim.sync_period}: must be at most the run's {steps} steps, {remedy}")
-    if not make_schedule(optim, per_epoch, config.num_epochs)(np.arange(counted)).any():
+    if make_schedule(optim, per_epoch, config.num_epochs)(np.arange(counted)).max() < SMALLEST_RATE:
         raise ConfigError(
-            f"learning_rate={optim.learning_rate:g}: is 0 in each of the {counted} steps that count (schedule="
-            f"{optim.schedule!r}), so the weights never move; give a rate above 0"
+            f"learning_rate={optim.learning_rate:g}: is below {SMALLEST_RATE:g} in each of the {counted} steps that "
+            f"count (schedule={optim.schedule!r}), so the weights never move in float32; give a larger rate"
         )
 
 

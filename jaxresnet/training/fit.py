@@ -15,7 +15,7 @@ from jaxresnet.data.dataset import Dataset, as_dataset, fingerprint, run_splits
 from jaxresnet.distributed import agreed, check_same, from_main, on_main
 from jaxresnet.errors import Interrupted, NonFiniteError
 from jaxresnet.files import local_path, lock
-from jaxresnet.hardware import all_devices, backend, resolved
+from jaxresnet.hardware import backend, resolved, some_devices
 from jaxresnet.optim.schedules import epoch_hypers
 from jaxresnet.training import checkpoint, engine
 from jaxresnet.training.checkpoint import Record, Saved
@@ -77,7 +77,7 @@ def fit(
     is in use or holds damaged checkpoints only, StorageError when it cannot be written to.
     """
     workdir = None if workdir is None else local_path(workdir)
-    devices = tuple(all_devices() if devices is None else devices)
+    devices = some_devices(devices)
     config, data = resolved(config, devices[0]), as_dataset(data)
     train, val = run_splits(config, data)
     programs = engine.make_engine(config, train.num_examples, devices)

@@ -87,7 +87,7 @@ def predict(folder: str | Path, images: np.ndarray, batch_size: int = 500) -> np
     batch_size: images a forward pass, 1 or more.
     Raises ResultsError where there is no checkpoint, DataError for other images, ConfigError for another batch size.
     """
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
         raise ConfigError(f"batch_size={short(batch_size)}: must be a whole number, 1 or more")
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3):

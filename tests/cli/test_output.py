@@ -1,5 +1,6 @@
 """What is printed, where it cannot be: no run fails of it, and results and their tables are there all the same."""
 
+import errno
 import io
 import os
 import signal
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import jax
 import pytest
+from safetensors.numpy import save_file
 from support.fake_results import fake_comparison
+from support.fake_weights import numbers
 from support.tiny import DEMO, RUN
 
 import jaxresnet as jr
 from jaxresnet.cli import exits
 from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import Experiment
+from jaxresnet.cli.options import parse
 from jaxresnet.comparison.progress import Hooks
 from jaxresnet.reporting import figures
 from jaxresnet.results.store import read_results
@@ -91,7 +95,74 @@ def test_a_hook_that_fails_is_not_the_runs_failure(tiny_data, tmp_path):
     assert comparison.report.complete
 
 
+class Tee:
+    """What some programs put in the place of stdout: it can write, and nothing else."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+class Gone(Tee):
+    """A terminal whose connection is lost."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO, Tee, Gone], ids=["None", "closed", "Tee", "gone"])
+def test_compare_in_a_program_of_ones_own_minds_no_stream(stream, tiny_data, tmp_path, monkeypatch):
+    out = stream and stream()
+    if isinstance(out, io.StringIO):
+        out.close()
+    monkeypatch.setattr(sys, "stdout", out)
+    comparison = jr.compare({"Ä ±": RUN}, [0], tiny_data, tmp_path, devices=jax.devices()[:1])
+    assert comparison.report.complete and sys.stdout is out
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_compare_shows_its_progress_on_a_terminal_whatever_its_encoding(progress, terminal, tiny_data, tmp_path):
+    screen = terminal(120)
+    screen.file.reconfigure(encoding="ascii")
+    jr.compare({"Ä ±": RUN}, [0], tiny_data, tmp_path, devices=jax.devices()[:1], progress=progress)
+    assert screen.file.errors == "strict"
+    assert ("? ?, seed 0: epoch 3/3" in screen.text()) == progress
+
+
 # -------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_users_own_figures_keep_their_backend():
+    code = (
+        "from jaxresnet.reporting.figures import to_png\n"
+        "def make():\n from matplotlib.figure import Figure\n return Figure()\n"
+        "to_png(make)\nimport matplotlib.pyplot as plt; print(plt.get_backend())"
+    )
+    environ = {**os.environ, "MPLBACKEND": "svg"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert done.stdout.strip() == "svg", done.stderr
+
+
+def test_a_page_that_fails_costs_that_page(tmp_path, monkeypatch, capsys):
+    from jaxresnet.reporting import report
+
+    monkeypatch.setattr(report, "make_page", lambda section: 1 / 0)
+    drawn = report.render(fake_comparison(tmp_path / "adam_lookahead"))
+    assert drawn.table and drawn.summary_md.is_file() and not drawn.html.exists()
+    assert "report.html: not written (ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_figure_that_fails_costs_that_figure(small_demo, monkeypatch, capsys):
@@ -162,7 +233,21 @@ def test_what_is_ignored_at_the_start_stays_so(name):
 # -------------------------------------------------------------------------------------------------------- devices
 
 
-@pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "no-such"])
+def test_convert_without_a_backend(tmp_path):
+    save_file(numbers(), tmp_path / "a.safetensors")
+    command = [sys.executable, "-m", "jaxresnet", "convert", "a.safetensors", "folder"]
+    environ = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.returncode == 2 and done.stderr.startswith("error: JAX finds no device with JAX_PLATFORMS=cuda")
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as e:
+        parse([], ["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out == f"jaxresnet {jr.__version__}\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no-such"])
 def test_a_backend_that_is_absent_is_one_sentence(platform, tmp_path):
     script = Path(jr.__file__).parents[1] / "experiments" / "adam_lookahead.py"
     done = subprocess.run(

@@ -59,6 +59,10 @@ def test_a_split_is_any_pair_of_images_and_labels(form, tiny_data):
         (lambda data: data._replace(test=Split(data.test.images[:0], data.test.labels[:0])), "test split: expected"),
         (lambda data: data._replace(test=Split(np.moveaxis(data.test.images, 3, 1), data.test.labels)), "3, 32, 32"),
         (lambda data: data._replace(class_names=("a", "b")), "has 2 names, and the labels go up to 9"),
+        (lambda data: data._replace(class_names=None, name=None), "name=None, class_names=None: give texts"),
+        (lambda data: data._replace(name="a\x1b[31m"), "give texts that can be printed"),
+        (lambda data: data._replace(name="a" * 600), "give texts that can be printed"),
+        (lambda data: data._replace(class_names="abcdefghij"), "give texts that can be printed"),
         (lambda data: (data.train, data.test), "found tuple; give a Dataset"),
     ],
     ids=[
@@ -74,6 +78,10 @@ def test_a_split_is_any_pair_of_images_and_labels(form, tiny_data):
         "empty",
         "channels first",
         "names",
+        "no name",
+        "escape",
+        "long",
+        "one text",
         "tuple",
     ],
 )

@@ -48,6 +48,11 @@ def test_of_several_state_dicts_one_is_read_and_said_and_any_can_be_chosen():
         from_torch(TENSORS, key="net")
 
 
+def test_two_networks_in_one_state_dict_are_not_mixed():
+    with pytest.raises(WeightsError, match="holds the tensors of several networks"):
+        from_torch({**prefixed("model."), **prefixed("net.", AVERAGED)})
+
+
 def test_the_command_says_what_it_read(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     tensors = {key: {name: torch.from_numpy(a) for name, a in numbers(seed=i).items()} for i, key in enumerate("ab")}

@@ -9,7 +9,6 @@ from support.tiny import RUN, assert_same_bits, stop_after, without_times
 
 import jaxresnet as jr
 from jaxresnet.errors import Interrupted
-from jaxresnet.hardware import backend
 from jaxresnet.training.predict import predict
 
 SETTINGS = {
@@ -19,6 +18,8 @@ SETTINGS = {
     "jax_random_seed_offset": 7,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_disable_jit": True,
 }
 
 
@@ -29,7 +30,7 @@ def plain(tiny_data):
 
 @pytest.fixture
 def configure():
-    before = {name: getattr(jax.config, name) for name in [*SETTINGS, "jax_default_matmul_precision"]}
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
     yield jax.config.update
     for name, value in before.items():
         jax.config.update(name, value)
@@ -55,12 +56,6 @@ def test_a_run_that_is_stopped_goes_on_under_other_settings_to_the_same_bits(con
     assert probabilities.dtype == np.float32
 
 
-def test_the_record_tells_the_precision_of_products(configure, tiny_data):
-    assert "matmul_precision" not in backend()
-    configure("jax_default_matmul_precision", "bfloat16")
-    assert backend()["matmul_precision"] == "bfloat16"
-
-
 # ------------------------------------------------------------------------------------------- weights that cannot move
 
 
@@ -68,12 +63,13 @@ def test_the_record_tells_the_precision_of_products(configure, tiny_data):
     ("optim", "said"),
     [
         ({"sync_period": 13}, "sync_period=13: must be at most the run's 12 steps"),
-        ({"slow_step_size": 0.0}, "slow_step_size=0: must be above 0"),
-        ({"learning_rate": 0.0}, "learning_rate=0: is 0 in each of the 10 steps that count"),
-        ({"learning_rate": 0.0, "lookahead": False}, "learning_rate=0: is 0 in each of the 12 steps"),
+        ({"slow_step_size": 0.0}, "slow_step_size=0: must be 1e-07 or more"),
+        ({"slow_step_size": 1e-9}, "slow_step_size=1e-09: must be"),
+        ({"learning_rate": 0.0}, "learning_rate=0: is below 1e-10 in each of the 10 steps that count"),
+        ({"learning_rate": 1e-12, "lookahead": False}, "learning_rate=1e-12: is below 1e-10 in each of the 12 steps"),
         ({"schedule": "warmup", "schedule_length": 10**9, "learning_rate": 1e-40}, "learning_rate=1e-40"),
     ],
-    ids=["period", "step size", "rate", "rate without Lookahead", "rate that vanishes"],
+    ids=["period", "step size", "tiny step size", "rate", "rate without Lookahead", "rate that vanishes"],
 )
 def test_a_run_whose_scored_weights_cannot_move_is_refused(optim, said, tiny_data, tmp_path):
     config = replace(RUN, optim=replace(RUN.optim, **optim))
@@ -93,7 +89,7 @@ def test_the_longest_period_that_synchronises_is_allowed(tiny_data):
 # --------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 2.5, None])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, None, True])
 def test_predict_refuses_a_batch_size_that_is_none(batch_size, tiny_data, tmp_path):
     with pytest.raises(jr.UserError, match=f"batch_size={batch_size}: must be a whole number, 1 or more"):
         predict(tmp_path, tiny_data.test.images, batch_size)
@@ -104,3 +100,30 @@ def test_predict_refuses_a_batch_size_that_is_none(batch_size, tiny_data, tmp_pa
 def test_a_schedule_has_a_length(make, lengths):
     with pytest.raises(jr.UserError, match="must be a whole number, 1 or more"):
         make(jr.OptimConfig(), *lengths)
+
+
+@pytest.mark.parametrize(
+    ("period", "step_size"), [(0, 0.5), (2.5, 0.5), ("5", 0.5), (5, 1.5), (5, np.float32(7)), (5, -0.1)]
+)
+def test_lookahead_refuses_numbers_out_of_range(period, step_size):
+    with pytest.raises(ValueError, match="must be"):
+        jr.lookahead(jr.make_optimizer(jr.OptimConfig(), 1, 1), period, step_size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"devices": []}, "devices: at least one is needed"),
+        ({"seeds": None}, "seeds=None: give several whole numbers"),
+        ({"seeds": 2}, "seeds=2: give several whole numbers"),
+        ({"arms": [RUN]}, "arms: give {name: config}"),
+        ({"name": "a" * 300}, "names the folder of the comparison"),
+        ({"name": " "}, "names the folder of the comparison"),
+    ],
+    ids=["devices", "no seeds", "one seed", "list", "long name", "blank name"],
+)
+def test_compare_refuses_what_it_cannot_mean(wrong, said, tiny_data, tmp_path):
+    asked = {"arms": {"a": RUN}, "seeds": [0], "data": tiny_data, "out": tmp_path, "devices": jax.devices()[:1]}
+    with pytest.raises(jr.UserError, match=said):
+        jr.compare(**{**asked, **wrong})
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ class Output:
         return len(text)
 
     def isatty(self) -> bool:
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             return not self._lost and self._stream.isatty()
         return False
 
@@ -45,14 +45,15 @@ class Output:
     def _drop(self) -> None:
         """From here on, write nowhere. What the stream still holds would else raise again at Python's exit."""
         self._lost = True
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        with suppress(AttributeError, OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextmanager
 def robust_output() -> Iterator[None]:
-    """Around a whole program: stdout and stderr are `Output`s, and show "?" for what their encoding lacks."""
-    before = sys.stdout, sys.stderr
+    """While this lasts, stdout and stderr are `Output`s, and stdout shows "?" for what its encoding lacks."""
+    before, errors = (sys.stdout, sys.stderr), getattr(sys.stdout, "errors", None)
+    _reconfigure(sys.stdout, "replace")
     sys.stdout, sys.stderr = _robust(sys.stdout, "stdout"), _robust(sys.stderr, "stderr")
     try:
         yield
@@ -61,12 +62,14 @@ def robust_output() -> Iterator[None]:
             with suppress(BrokenPipeError):
                 stream.flush()
         sys.stdout, sys.stderr = before
+        _reconfigure(sys.stdout, errors)
 
 
 def _robust(stream: TextIO | None, name: str) -> Any:
-    if stream is None:  # closed by the one who started this program, as by `>&-`
-        return open(os.devnull, "w")
-    if hasattr(stream, "reconfigure"):
-        with suppress(OSError, ValueError):  # it is closed
-            stream.reconfigure(errors="replace")
-    return Output(stream, name)
+    # None: closed by the one who started this program, as by `>&-`.
+    return open(os.devnull, "w") if stream is None else Output(stream, name)
+
+
+def _reconfigure(stream: Any, errors: str | None) -> None:
+    with suppress(AttributeError, OSError, ValueError):  # of another kind, or closed
+        stream.reconfigure(errors=errors)
