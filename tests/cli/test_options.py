@@ -58,7 +58,7 @@ def test_every_field_is_a_flag_of_its_own_name():
 def test_demo_flags_can_be_changed_too():
     for config in arms_of("--demo", "--num-epochs", "2", "--precision", "bfloat16").values():
         assert config.num_epochs == 2 and config.batch_size == 64
-        assert config.model == ModelConfig(width=16, precision="bfloat16")
+        assert config.model == ModelConfig(width=8, precision="bfloat16")
         assert config.val_size == jaxresnet.cli.experiment.DEMO_VAL
     assert parse([EXPERIMENT], ["--protocol", "published", "--demo"])[0].config.val_size == 0
 

@@ -154,7 +154,7 @@ def test_state_can_be_donated(momentum):
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match="sync_period=0: must be at least 1"):
+    with pytest.raises(ValueError, match="sync_period=0: must be a whole number, at least 1"):
         lookahead(optax.sgd(RATE), sync_period=0)
     with pytest.raises(ValueError, match="momentum='pull': must be one of 'none', 'reset', 'pullback'"):
         lookahead(optax.sgd(RATE), momentum="pull")  # type: ignore[arg-type]
