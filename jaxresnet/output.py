@@ -33,6 +33,8 @@ class Output:
         try:
             if not self._lost:
                 call(*args)
+        except UnicodeEncodeError:  # of a stream whose encoding cannot be told to replace
+            self._try(call, args[0].encode("ascii", "replace").decode())
         except BrokenPipeError:
             self._drop()
             if self._name == "stdout":

@@ -108,6 +108,16 @@ class Tee:
         pass
 
 
+class Ascii(Tee):
+    """A stream of 7 bits that cannot be told to replace."""
+
+    def write(self, text):
+        super().write(text.encode("ascii").decode())
+
+    def isatty(self):
+        return True
+
+
 class Gone(Tee):
     """A terminal whose connection is lost."""
 
@@ -123,7 +133,9 @@ class Gone(Tee):
         raise OSError(errno.EIO, "Input/output error")
 
 
-@pytest.mark.parametrize("stream", [None, io.StringIO, Tee, Gone], ids=["None", "closed", "Tee", "gone"])
+@pytest.mark.parametrize(
+    "stream", [None, io.StringIO, Tee, Ascii, Gone], ids=["None", "closed", "Tee", "ascii", "gone"]
+)
 def test_compare_in_a_program_of_ones_own_minds_no_stream(stream, tiny_data, tmp_path, monkeypatch):
     out = stream and stream()
     if isinstance(out, io.StringIO):
@@ -131,6 +143,7 @@ def test_compare_in_a_program_of_ones_own_minds_no_stream(stream, tiny_data, tmp
     monkeypatch.setattr(sys, "stdout", out)
     comparison = jr.compare({"Ä ±": RUN}, [0], tiny_data, tmp_path, devices=jax.devices()[:1])
     assert comparison.report.complete and sys.stdout is out
+    assert not isinstance(out, Ascii) or "? ?, seed 0: epoch 3/3" in out.text
 
 
 @pytest.mark.parametrize("progress", [True, False])
