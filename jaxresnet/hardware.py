@@ -55,7 +55,6 @@ def backend(devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """What the last bits of a run may depend on: versions and devices. JSON types.
 
     devices: those in use, default all, of all processes."""
-
     devices = devices or all_devices()
     return {
         "jaxresnet": _version("jaxresnet"),

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+UNREAD = "nobody reads the output any more"
+
 
 class Output:
     """A text stream that loses what cannot be written (a full disk, a terminal that is gone), and says so once on

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxresnet.errors import DataError, Interrupted, StorageError, UserError
-from jaxresnet.output import robust_output
+from jaxresnet.output import UNREAD, robust_output
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # sysexits.h: "temporary failure, try again". The same command continues
@@ -29,7 +29,7 @@ def exit_status() -> Iterator[None]:
             yield
             sys.stdout.flush()
         except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
-            why = "nobody reads the output any more" if isinstance(e, BrokenPipeError) else str(e)
+            why = UNREAD if isinstance(e, BrokenPipeError) else str(e)
             if _is_main():
                 command = shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called
                 print(f"\nStopped{why and ', '}{why}. The same command continues:\n  {command}", file=sys.stderr)

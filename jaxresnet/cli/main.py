@@ -13,11 +13,11 @@ from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import Arms, Experiment
 from jaxresnet.cli.options import Options, parse
 from jaxresnet.comparison.compare import RunsFailed, run_plan
-from jaxresnet.comparison.plan import Plan, check_arms, num_train, prepare
+from jaxresnet.comparison.plan import Plan, check_arms, prepare
 from jaxresnet.comparison.progress import Hooks, Progress, duration, jobs_of
 from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
-from jaxresnet.data.dataset import Dataset
+from jaxresnet.data.dataset import Dataset, check_data
 from jaxresnet.distributed import distributed, from_main, is_main, main_first, several
 from jaxresnet.errors import ConfigError, Interrupted, UserError, warn
 from jaxresnet.hardware import device_name
@@ -203,7 +203,7 @@ def first_line(plan: Plan) -> str:
     devices, processes = [device for team in plan.teams for device in team], jax.process_count()
     sharing = "sharing batches" if len(plan.teams) == 1 else "a run each"
     count = f"{len(devices)} ({sharing}{f', in {processes} processes' if processes > 1 else ''}) x "
-    images = dict.fromkeys(f"{num_train(config, plan.data):,}" for config in plan.arms.values())
+    images = dict.fromkeys(f"{check_data(config, plan.data):,}" for config in plan.arms.values())
     parts = [
         plan.folder.name,
         f"{plan.protocol} protocol",

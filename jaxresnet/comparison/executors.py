@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import jax
 from jaxresnet.config import TrainConfig
 from jaxresnet.data.dataset import Dataset, fingerprint
 from jaxresnet.distributed import from_main, on_main, several
-from jaxresnet.errors import Interrupted, ResultsError, StorageError, UserError, printable
+from jaxresnet.errors import Interrupted, ResultsError, StorageError, UserError, printable, say
 from jaxresnet.files import lock, write_json, write_rows
 from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
@@ -109,8 +109,7 @@ def _reason(error: Exception, seed: int) -> str:
     text = printable(str(error)).replace("\n", " ")[:10_000]
     if isinstance(error, UserError):
         return text.removeprefix(f"seed {seed}: ")
-    with suppress(OSError, ValueError):  # stderr may be closed, or on a full disk
-        traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)).rstrip())
     remedy = "; try a smaller batch_size" if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError) else ""
     return f"{type(error).__name__}: {text[:300]}{remedy}"
 

@@ -115,11 +115,6 @@ def prepare(
     return plan._replace(runs=tuple(run._replace(done=is_done) for run, is_done in zip(runs, done, strict=True)))
 
 
-def num_train(config: TrainConfig, data: Dataset) -> int:
-    """The images that a run trains on."""
-    return (config.train_size or data.train.num_examples) - config.val_size
-
-
 def _is_done(plan: Plan, run: PlannedRun) -> bool:
     folder = plan.store / run.id
     read_run(folder, run.arm, run.seed, to_dict(run.config), plan.dataset)  # raises what is wrong with its files

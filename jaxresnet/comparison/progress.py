@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxresnet.comparison.plan import Plan, num_train
+from jaxresnet.comparison.plan import Plan
+from jaxresnet.data.dataset import check_data
 from jaxresnet.errors import Interrupted
 from jaxresnet.nn.summary import count_macs
+from jaxresnet.output import UNREAD
 from jaxresnet.training.fit import Row
-
-UNREAD = "nobody reads the output any more"
 
 
 class Hooks(NamedTuple):
@@ -65,7 +65,7 @@ def jobs_of(plans: Sequence[Plan]) -> dict[str, Job]:
         for run in plan.runs:
             arm = f"{plan.folder.name}: {run.arm}" if len(plans) > 1 else run.arm
             macs = 3 * count_macs(run.config.model)  # backward is twice the work of forward
-            images, epochs = num_train(run.config, plan.data), run.config.num_epochs
+            images, epochs = check_data(run.config, plan.data), run.config.num_epochs
             jobs.setdefault(run.id, Job(arm, run.seed, images, epochs, macs, run.done))
     return jobs
 
@@ -74,11 +74,7 @@ def is_watched() -> bool:
     """Whether somebody sees what is printed: on a terminal or in a notebook. Ask inside `robust_output`."""
     from rich.console import Console
 
-    return _is_terminal() or Console().is_jupyter
-
-
-def _is_terminal() -> bool:
-    return bool(sys.stdout.isatty())
+    return sys.stdout.isatty() or bool(Console().is_jupyter)
 
 
 class Progress:
@@ -100,7 +96,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        if _is_terminal():
+        if sys.stdout.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
             from rich.table import Column

@@ -47,7 +47,7 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None,
     Raises WeightsError that names every tensor that is missing, extra, of another shape or not of floating point.
     """
     all_devices()  # raises a user's error where there is none
-    arrays = _arrays(state_dict, key)
+    arrays = _arrays(state_dict_of(state_dict, key))
     config = config or _network_of(arrays)
     _check(arrays, config)
 
@@ -97,15 +97,27 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(str(name).endswith((".weight", ".bias")) for name in value)
 
 
-def model_config_of(state_dict: Mapping[str, Any], key: str | None = None) -> ModelConfig:
+def state_dict_of(checkpoint: Mapping[str, Any], key: str | None = None) -> Mapping[str, Any]:
+    """The state dict inside a checkpoint, that of `key` or a usual one; a state dict itself as it is.
+
+    Raises WeightsError where there is none of that key."""
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"{type(checkpoint).__name__} is not a state dict, name -> tensor; give net.state_dict()")
+    keys = state_dict_keys(checkpoint)
+    if key is not None and key not in keys:
+        raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
+    return checkpoint[key or keys[0]] if keys else checkpoint
+
+
+def model_config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
     """The network that a state dict is of: blocks from the names; width, shortcut kernel and classes from the shapes;
     the pool that 32x32 images need. Raises WeightsError where this library has no such network."""
-    return _network_of(_arrays(state_dict, key))
+    return _network_of(_arrays(state_dict_of(state_dict)))
 
 
-def counted_batches(state_dict: Mapping[str, Any], key: str | None = None) -> int:
+def counted_batches(state_dict: Mapping[str, Any]) -> int:
     """The training steps that the first batch norm has counted, 0 where there is no count."""
-    return int(_tensors(state_dict, key).get(f"bn1.{_COUNTER}", 0))
+    return int(_tensors(state_dict_of(state_dict)).get(f"bn1.{_COUNTER}", 0))
 
 
 def require_torch() -> Any:
@@ -137,24 +149,17 @@ def _abstract_variables(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
-def _tensors(state_dict: Any, key: str | None) -> dict[str, Any]:
-    """{name without prefixes: tensor} of a state dict, or of the one inside a checkpoint."""
-    if not isinstance(state_dict, Mapping):
-        raise WeightsError(f"{type(state_dict).__name__} is not a state dict, name -> tensor; give net.state_dict()")
-    keys = state_dict_keys(state_dict)
-    if key is not None and key not in keys:
-        raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
-    if keys:
-        state_dict = state_dict[key or keys[0]]
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """{name without prefixes: tensor} of a state dict."""
     tensors = {_PREFIXES.sub("", str(name)): tensor for name, tensor in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise WeightsError("holds the tensors of several networks, with other prefixes; give those of one")
     return tensors
 
 
-def _arrays(state_dict: Any, key: str | None) -> dict[str, np.ndarray]:
+def _arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """All tensors but the counters, by name, in PyTorch's layout."""
-    tensors = _tensors(state_dict, key)
+    tensors = _tensors(state_dict)
     return {name: _numpy(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
 
 

@@ -24,6 +24,7 @@ from jaxresnet.interop.torch import (
     model_config_of,
     require_torch,
     state_dict_keys,
+    state_dict_of,
     to_torch,
     torch_arrays,
 )
@@ -108,9 +109,10 @@ def read_weights(
         raise WeightsError(f"{source}: a file holds one set of weights; leave --weights {weights} out")
     content = _read_file(source)
     try:
-        config, keys = model_config_of(content, key), state_dict_keys(content)
-        keys = sorted(keys, key=lambda one: one != key)  # the one that is asked for first
-        read = ReadWeights(config, from_torch(content, config, key), counted_batches(content, key), keys=tuple(keys))
+        state_dict = state_dict_of(content, key)
+        keys = sorted(state_dict_keys(content), key=lambda one: one != key)  # the one that is asked for first
+        config, step = model_config_of(state_dict), counted_batches(state_dict)
+        read = ReadWeights(config, from_torch(state_dict, config), step, keys=tuple(keys))
     except WeightsError as error:
         raise WeightsError(f"{source}: {printable(str(error))}") from error
     if keys[:1] != ["net"]:

@@ -47,8 +47,7 @@ def lookahead(
     state stays: a schedule goes on.
 
     k=1 with alpha=1 is the inner optimiser. Unlike `optax.lookahead`, gradients and updates are of the fast weights
-    alone. Raises ValueError for numbers out of range, for an unknown `momentum`, and by `update` without
-    `params`.
+    alone. Raises ValueError for numbers out of range, for an unknown `momentum`, and by `update` without `params`.
     """
     if not isinstance(sync_period, int | np.integer) or sync_period < 1:
         raise ValueError(f"sync_period={sync_period!r}: must be a whole number, at least 1")

@@ -79,7 +79,6 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, num_epochs: int) ->
     takes numbers and arrays of NumPy, and returns float32 of their shape. It is for the host: under jit use
     `make_optimizer`, or a table of its values. Raises ConfigError for lengths below 1.
     """
-
     for name, value in (("steps_per_epoch", steps_per_epoch), ("num_epochs", num_epochs)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more")

@@ -164,9 +164,8 @@ def _train_epoch(
             if skipped == steps > 1:
                 first += ", and so in every step of it"
             elif config.skip_nonfinite:
-                first += (
-                    f", the first of {skipped} in it{f', after {before} in those before' if before else ''}: more than "
-                )
+                earlier = f", after {before} in those before" if before else ""
+                first += f", the first of {skipped} in it{earlier}: more than "
                 first += f"skip_nonfinite={config.skip_nonfinite} allows"
             raise _not_finite(
                 config,
