@@ -44,6 +44,26 @@ def all_devices() -> list[Any]:
         ) from e
 
 
+def use_cores() -> bool:
+    """Make every core that this process may use a CPU device of its own. Call it before JAX finds its devices.
+
+    Returns whether it did: not with one core, where the user has said how many devices there are (in XLA_FLAGS, or by
+    `jax_num_cpu_devices`), where several processes share the work, and where JAX takes an accelerator."""
+    import jax
+
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = chosen or getattr(jax.config, "jax_num_cpu_devices", -1) != -1
+    if chosen or jax.distributed.is_initialized() or num_cores() == 1:
+        return False
+    jax.config.update("jax_num_cpu_devices", num_cores())
+    return all_devices()[0].platform == "cpu"
+
+
+def num_cores() -> int:
+    """Of those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def some_devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
     """`devices`, or all. Raises ConfigError for none."""
     if devices is not None and not devices:
@@ -108,9 +128,8 @@ def device_name(device: Any) -> str:
     """An accelerator's kind as JAX names it; for a CPU the processor's name and the number of cores in use."""
     if device.platform != "cpu":
         return str(device.device_kind)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = cpu_info().get("model name") or platform.processor() or platform.machine()
-    return f"{name}, {cores} cores"
+    return f"{name}, {num_cores()} cores"
 
 
 def instructions() -> str:

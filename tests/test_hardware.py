@@ -1,6 +1,7 @@
 """Where a result came from: plain JSON, and a commit that says when it is not the whole truth."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import pytest
 from jaxresnet import hardware as module
 from jaxresnet.config import ModelConfig, TrainConfig
 from jaxresnet.errors import ConfigError
-from jaxresnet.hardware import commit, cpu_info, device_name, environment, resolved
+from jaxresnet.hardware import commit, cpu_info, device_name, environment, num_cores, resolved
 
 
 def test_environment_is_json_and_names_what_matters(monkeypatch):
@@ -33,6 +34,25 @@ def test_environment_is_json_and_names_what_matters(monkeypatch):
 def test_device_name():
     assert device_name(SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")) == "NVIDIA H100"
     assert device_name(SimpleNamespace(platform="cpu", device_kind="cpu")).endswith(" cores")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or num_cores() < 2, reason="needs two cores, and to know them")
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", "True 2"),
+        ("os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=3'", "False 3"),
+        ("jax.config.update('jax_num_cpu_devices', 1)", "False 1"),
+    ],
+    ids=["nothing said", "XLA_FLAGS", "jax_num_cpu_devices"],
+)
+def test_a_core_is_a_device_unless_the_user_has_said_how_many_there_are(before, expected):
+    code = f"import os, jax; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:2]); {before or 'pass'}; "
+    code += "from jaxresnet.hardware import use_cores; print(use_cores(), len(jax.devices()))"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
 
 
 def test_the_commit_says_where_the_checkout_had_changes(tmp_path, monkeypatch):

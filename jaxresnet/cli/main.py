@@ -13,14 +13,14 @@ from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import Arms, Experiment
 from jaxresnet.cli.options import Options, parse
 from jaxresnet.comparison.compare import RunsFailed, run_plan
-from jaxresnet.comparison.plan import Plan, check_arms, prepare
+from jaxresnet.comparison.plan import Plan, Spread, check_arms, prepare
 from jaxresnet.comparison.progress import Hooks, Progress, duration, jobs_of
 from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
 from jaxresnet.data.dataset import Dataset, check_data
 from jaxresnet.distributed import distributed, from_main, is_main, main_first, several
 from jaxresnet.errors import ConfigError, Interrupted, UserError, warn
-from jaxresnet.hardware import device_name
+from jaxresnet.hardware import device_name, multiplies_bfloat16, num_cores, use_cores
 from jaxresnet.recipes import SOURCE, published_run
 from jaxresnet.reporting.report import render, render_tree
 from jaxresnet.results.schemas import measurement_path
@@ -52,6 +52,7 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
         asked = comparisons(experiments, options, fields)
         for one in asked:
             check_arms(one.arms, options.seeds)  # before anything is downloaded
+        spread = spread_of(options, asked)
         datasets = main_first(lambda: load_data(asked, options))
         plans = [
             prepare(
@@ -62,16 +63,27 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
                 name=one.name,
                 protocol=one.protocol,
                 published={} if options.demo else published_figures(one.arms),
-                spread=options.devices,
+                spread=spread,
             )
             for one, data in zip(asked, datasets, strict=True)
         ]
         run_measurements(experiments, options)
-        failed = run_plans(asked, plans, options) if plans else []
+        failed = run_plans(asked, plans, options, spread) if plans else []
         if len(experiments) > 1:
             print(from_main(lambda: _page_over_all(options.out)))
         if failed:
             raise UserError(f"{len(failed)} of {len(plans)} comparisons failed, see above: {', '.join(failed)}")
+
+
+def spread_of(options: Options, asked: Sequence[Asked]) -> Spread:
+    """How the devices are used. On a CPU every core becomes one, where that is faster (docs/performance.md): for runs
+    side by side, and for one run in bfloat16."""
+    configs = [config for one in asked for config in one.arms.values()]
+    if options.devices == "runs" or (options.devices is None and len(configs) * len(options.seeds) > 1):
+        return "runs" if use_cores() else options.devices or "data"
+    if multiplies_bfloat16() and all(config.batch_size % num_cores() == 0 for config in configs):
+        use_cores()
+    return "data"
 
 
 def comparisons(experiments: Sequence[Experiment], options: Options, fields: dict[str, Any]) -> list[Asked]:
@@ -133,7 +145,7 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
                 print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
 
 
-def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -> list[str]:
+def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options, spread: Spread) -> list[str]:
     """Train what is missing of every comparison, and print its table, verdict and paths.
 
     A comparison that fails does not keep the others from running: returns the names of those that failed. A single one
@@ -147,7 +159,7 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     left = sum(not job.done for job in jobs.values())
     print(f"{left} of {len(jobs)} runs to train" if left else f"all {len(jobs)} runs are finished", flush=True)
     start, failed = time.perf_counter(), []
-    with stop_on_signal(threads=options.devices == "runs") as should_stop, Progress(jobs.values()) as progress:
+    with stop_on_signal(threads=spread == "runs") as should_stop, Progress(jobs.values()) as progress:
         for one, plan in zip(asked, plans, strict=True):
             try:
                 _run_plan(one, plan, options.restart, progress.hooks(plan, jobs, should_stop), progress)
