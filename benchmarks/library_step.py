@@ -25,11 +25,10 @@ def make_config(model: jr.ModelConfig, batch_size: int) -> jr.TrainConfig:
 
 
 def steps_of_a_turn(platform: str, precision: str, batch_size: int, images: int = IMAGES_PER_EPOCH) -> int:
-    """Whole dispatches: all full batches of an epoch on an accelerator; on a CPU as many as a dispatch holds in
-    bfloat16, and two of a step each in float32."""
+    """A whole dispatch: all full batches of an epoch on an accelerator, on a CPU as many as a dispatch holds."""
     if platform != "cpu":
         return images // batch_size
-    return max(1, min(images, IMAGES_PER_DISPATCH) // batch_size) if precision == "bfloat16" else 2
+    return max(1, min(images, IMAGES_PER_DISPATCH[precision]) // batch_size)
 
 
 class LibraryStep:

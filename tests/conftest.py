@@ -55,6 +55,16 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def a_step_a_dispatch():
+    """A run can be stopped, and tells of itself, after any step. Else an epoch of a few images is one dispatch."""
+    from jaxresnet.training import engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "IMAGES_PER_DISPATCH", {"bfloat16": 1, "float32": 1})
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_data() -> Dataset:
     from support.tiny import make_tiny_data

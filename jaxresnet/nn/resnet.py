@@ -5,6 +5,7 @@ pure functions over dictionaries of arrays.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,8 @@ from flax import nnx
 from jax import Array
 
 from jaxresnet.config import ModelConfig
-from jaxresnet.nn.batch_norm import BatchNorm, at_least_float32, relu
-from jaxresnet.nn.cpu.conv import conv_cpu, promote_images
+from jaxresnet.nn.batch_norm import BatchNorm, at_least_float32
+from jaxresnet.nn.cpu import network as cpu
 from jaxresnet.nn.initializers import INITIALIZERS, Initializer
 
 
@@ -22,13 +23,12 @@ class Context(NamedTuple):
     """What every layer needs to know.
 
     dtype: of activations and products. axis_name: the mapped axis over which batch statistics are taken, None for one
-    device. platform: where the network will run; on "cpu" it has convolutions of its own."""
+    device."""
 
     rngs: nnx.Rngs
     initializer: Initializer
     dtype: Any
     axis_name: str | None
-    platform: str | None
 
 
 def conv(in_features: int, features: int, kernel: int, stride: int, context: Context) -> nnx.Conv:
@@ -39,7 +39,6 @@ def conv(in_features: int, features: int, kernel: int, stride: int, context: Con
     """
     # A 2x2 kernel has no centre: there "SAME" pads nothing at stride 2 and an even size, else one pixel at the end.
     padding = "SAME" if kernel == 2 else ((kernel // 2,) * 2,) * 2
-    on_cpu: dict[str, Any] = {"conv_general_dilated": conv_cpu, "promote_dtype": promote_images}
     return nnx.Conv(
         in_features,
         features,
@@ -50,7 +49,6 @@ def conv(in_features: int, features: int, kernel: int, stride: int, context: Con
         dtype=context.dtype,
         kernel_init=context.initializer.kernel,
         rngs=context.rngs,
-        **(on_cpu if context.platform == "cpu" else {}),
     )
 
 
@@ -59,40 +57,37 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, in_features: int, features: int, stride: int, shortcut_kernel: int, context: Context):
         self.conv1 = conv(in_features, features, 3, stride, context)
-        self.bn1 = BatchNorm(features, context.axis_name, context.platform)
+        self.bn1 = BatchNorm(features, context.axis_name)
         self.conv2 = conv(features, features, 3, 1, context)
-        self.bn2 = BatchNorm(features, context.axis_name, context.platform)
-        self.platform = context.platform
+        self.bn2 = BatchNorm(features, context.axis_name)
         self.project = stride != 1 or in_features != features
         if self.project:
             self.shortcut_conv = conv(in_features, features, shortcut_kernel, stride, context)
-            self.shortcut_bn = BatchNorm(features, context.axis_name, context.platform)
+            self.shortcut_bn = BatchNorm(features, context.axis_name)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """x: (B, H, W, C) -> (B, H / stride, W / stride, features)."""
-        y = relu(self.bn1(self.conv1(x), train), platform=self.platform)
+        y = nnx.relu(self.bn1(self.conv1(x), train))
         y = self.bn2(self.conv2(y), train)
         shortcut = self.shortcut_bn(self.shortcut_conv(x), train) if self.project else x
-        return relu(y, shortcut, platform=self.platform)
+        return nnx.relu(y + shortcut)
 
 
 class ResNet(nnx.Module):
     """A 3x3 stem, stages of basic blocks (every stage but the first halves the map and doubles the channels), an
     average pool over what is left, and one linear layer.
 
-    axis_name, platform: see `Context`. precision "auto" is float32 here: only a run knows its devices.
+    axis_name: see `Context`.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None, platform: str | None = None
-    ):
-        self.config, self.platform = config, platform
-        self.dtype = jnp.dtype("float32" if config.precision == "auto" else config.precision)
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, axis_name: str | None = None):
+        self.config = config
+        self.dtype = dtype_of(config)
         initializer = INITIALIZERS[config.initializer]
-        context = Context(rngs, initializer, self.dtype, axis_name, platform)
+        context = Context(rngs, initializer, self.dtype, axis_name)
 
         self.conv1 = conv(3, config.width, 3, 1, context)
-        self.bn1 = BatchNorm(config.width, axis_name, platform)
+        self.bn1 = BatchNorm(config.width, axis_name)
         self.stages: nnx.List = nnx.List()
         in_features = config.width
         for i, num_blocks in enumerate(config.stage_sizes):
@@ -118,12 +113,17 @@ class ResNet(nnx.Module):
         """
         self.config.check_pool(images.shape[1])
         x = images.astype(self.dtype)
-        x = relu(self.bn1(self.conv1(x), train), platform=self.platform)
+        x = nnx.relu(self.bn1(self.conv1(x), train))
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, train)
         x = at_least_float32(x).mean((1, 2))  # the pool covers the whole map, see check_pool
         return self.linear(x)
+
+
+def dtype_of(config: ModelConfig) -> Any:
+    """Of the activations. Precision "auto" is float32 here: only a run knows its devices."""
+    return jnp.dtype("float32" if config.precision == "auto" else config.precision)
 
 
 class Model(NamedTuple):
@@ -140,10 +140,10 @@ class Model(NamedTuple):
 
 def build_model(config: ModelConfig, axis_name: str | None = None, platform: str | None = None) -> Model:
     """See `Model`. axis_name: the mapped axis over which batch statistics are taken, None for one device.
-    platform: "cpu" where it will run there, for faster convolutions; the numbers are the same to rounding."""
+    platform: "cpu" where it will run there: the same function of the same variables, to rounding, from `nn.cpu`."""
 
     def build(rngs: nnx.Rngs) -> ResNet:
-        return ResNet(config, rngs=rngs, axis_name=axis_name, platform=platform)
+        return ResNet(config, rngs=rngs, axis_name=axis_name)
 
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graphdef, *_ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
@@ -166,7 +166,7 @@ def build_model(config: ModelConfig, axis_name: str | None = None, platform: str
         logits = module(images, train)
         return logits, variables_of(module)
 
-    return Model(init, apply)
+    return Model(init, partial(cpu.apply, config, dtype_of(config), axis_name) if platform == "cpu" else apply)
 
 
 def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:

@@ -67,7 +67,7 @@ def lookahead(
             raise ValueError("lookahead needs the fast weights: call update(grads, state, params)")
         updates, inner_state = inner.update(grads, state.inner, params)
         count = optax.safe_increment(state.count)
-        sync = count % sync_period == 0
+        sync = jax.lax.rem(count, jnp.int32(sync_period)) == 0  # `%` would cost more than the update of a weight
 
         def where_sync(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(sync, a, b), new, old)

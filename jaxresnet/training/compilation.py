@@ -12,7 +12,15 @@ import jax
 
 from jaxresnet.files import cache_folder
 from jaxresnet.hardware import instructions
-from jaxresnet.nn.cpu.conv import CPU_COMPILER_OPTIONS
+
+# For a whole training step. Without them it takes several times the memory, and is slower.
+CPU_COMPILER_OPTIONS = {
+    # Otherwise XLA makes windows early, for concurrency, and keeps them all in memory.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    # YNN, XLA's library for CPUs, multiplies matrices and nothing else. With DOT in place of INDIVIDUAL_DOT, products
+    # of bfloat16 would become products of float32.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
 
 
 def compile_lowered(lowered: Any, backend: str) -> Callable[..., Any]:

@@ -14,8 +14,7 @@ from jaxresnet.config import ModelConfig, OptimConfig, TrainConfig
 from jaxresnet.data.augment import EpochPlan, epoch_plan
 from jaxresnet.data.dataset import IMAGE_SIZE, Split
 from jaxresnet.errors import ConfigError
-from jaxresnet.nn.cpu.conv import convolves_in_loops
-from jaxresnet.nn.resnet import build_model
+from jaxresnet.nn.resnet import build_model, dtype_of
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import Hypers, epoch_hypers, hypers_of, make_schedule
@@ -27,9 +26,9 @@ from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train
 
 Batch = tuple[Array, Array]  # images and labels, on every device
 
-# Where several steps share a dispatch on a CPU. Enough that the memory which a dispatch asks the system for anew hardly
-# counts, few enough that progress and Ctrl-C do not wait long (docs/performance.md). Larger networks take fewer.
-IMAGES_PER_DISPATCH = 2048
+# On a CPU, by precision. Enough that the memory which a dispatch asks the system for anew hardly counts, few enough
+# that progress and Ctrl-C do not wait long (docs/performance.md). Larger networks take fewer.
+IMAGES_PER_DISPATCH = {"bfloat16": 2048, "float32": 1024}
 
 
 # Below these a weight in float32 stays where it is.
@@ -88,19 +87,16 @@ def check_moves(config: TrainConfig, num_train: int) -> None:
 def make_engine(config: TrainConfig, num_train: int, devices: Sequence[jax.Device]) -> Engine:
     """The engine of a run, whose precision is known. Raises ConfigError as `check_devices`.
 
-    On accelerators one dispatch trains a whole epoch. On a CPU it is one step in float32, as XLA:CPU convolves naively
-    inside a loop, up to 50 times slower; in bfloat16, where convolutions are products, it is several.
+    On accelerators one dispatch trains a whole epoch, on a CPU several steps.
     """
     devices = tuple(devices)
     check_devices(config, num_train, len(devices))
     platform = devices[0].platform
     if platform != "cpu":
         several = num_train // config.batch_size
-    elif convolves_in_loops("cpu", config.model.precision):
-        larger = max(1.0, count_macs(config.model) / count_macs(ModelConfig()))
-        several = max(1, int(IMAGES_PER_DISPATCH / larger) // config.batch_size)
     else:
-        several = 1
+        larger = max(1.0, count_macs(config.model) / count_macs(ModelConfig()))
+        several = max(1, int(IMAGES_PER_DISPATCH[dtype_of(config.model).name] / larger) // config.batch_size)
     return Engine(_without_numbers(config), num_train, devices, platform, several)
 
 

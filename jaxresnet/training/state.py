@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 
 from jaxresnet.nn.resnet import Model
 from jaxresnet.optim.lookahead import LookaheadState
@@ -67,7 +67,7 @@ def sync_batch_stats(slow: Any, fast: Any, opt_state: Any, sync_period: int, slo
     """
     if not isinstance(opt_state, LookaheadState):
         return slow
-    sync = opt_state.count % sync_period == 0
+    sync = lax.rem(opt_state.count, jnp.int32(sync_period)) == 0
     return jax.tree.map(lambda s, f: jnp.where(sync, s + slow_step_size * (f - s), s), slow, fast)
 
 

@@ -82,7 +82,7 @@ def train_step(
     grads, (new_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
     grads, new_stats = lax.pmean(layout.pack(grads), AXIS), layout.pack_stats(new_stats)
 
-    numbers = at_step(hypers, state.step % recipe.steps_per_epoch)
+    numbers = at_step(hypers, lax.rem(state.step, jnp.int32(recipe.steps_per_epoch)))
     tx = make_step_optimizer(recipe.optim, numbers)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -122,7 +122,7 @@ def train_steps(
 ) -> tuple[TrainState, TrainTotals]:
     """`count` steps on batches of `batch_size`, one after the other, from row `start` of the epoch's plan on.
 
-    images, labels: the whole training set. With a count of 1 there is no loop: XLA:CPU convolves naively inside one.
+    images, labels: the whole training set. With a count of 1 there is no loop.
     """
     shared, size = _part(recipe, batch_size)
 

@@ -19,6 +19,7 @@ from jaxresnet.errors import Interrupted, NonFiniteError, ResultsError
 from jaxresnet.reporting.report import render
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, read_results
 
+pytestmark = pytest.mark.usefixtures("a_step_a_dispatch")
 ONE = jax.devices()[:1]
 ARMS = {"Adam + Lookahead": RUN, "Adam": replace(RUN, optim=replace(RUN.optim, lookahead=False))}
 ADAM = {"Adam": ARMS["Adam"]}

@@ -14,7 +14,7 @@ from jaxresnet.errors import Interrupted, StorageError
 from jaxresnet.results.store import CHECKPOINTS, read_results
 from jaxresnet.training.fit import fit
 
-pytestmark = pytest.mark.devices(3)
+pytestmark = [pytest.mark.devices(3), pytest.mark.usefixtures("a_step_a_dispatch")]
 THREE = jax.devices()[:3]
 # The arms differ in numbers alone, so each device compiles once.
 CONFIG = replace(RUN, batch_size=48, val_size=60)  # 5 steps an epoch

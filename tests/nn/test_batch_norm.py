@@ -1,15 +1,12 @@
 """Batch normalisation: it normalises, moves its statistics as PyTorch's, and is one function at inference."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxresnet.nn.batch_norm import EPS, BatchNorm, normalise_batch, relu
-from jaxresnet.nn.cpu import chunks
+from jaxresnet.nn.batch_norm import EPS, BatchNorm
 
 RNG = np.random.default_rng(0)
 X = RNG.normal([3, -2, 0.5], [2, 0.5, 1], (6, 5, 5, 3)).astype(np.float32)  # 150 values a channel
@@ -98,46 +95,3 @@ def test_synchronised_over_a_mapped_axis():
     alone = layer(2, 1)
     alone(parts[0], train=True)
     assert not np.allclose(alone.mean[...], mean, rtol=1e-3)  # the parts differ, so this says something
-
-
-# ------------------------------------------------------------------------------------------ bfloat16 on CPUs, by bits
-
-
-@pytest.mark.parametrize("images_in_a_chunk", [1, 3, 100])
-def test_by_bits_and_in_chunks_it_is_the_same(images_in_a_chunk, monkeypatch):
-    """Of 7 images: chunks of one, two whole ones and a rest, all at once."""
-    monkeypatch.setattr(chunks, "NUMBERS_PER_CHUNK", 5 * images_in_a_chunk * 5 * 4 * 3)
-    x, dy = (jnp.asarray(RNG.normal([3, -2, 0.5], [2, 0.5, 1], (7, 5, 4, 3)), jnp.bfloat16) for _ in range(2))
-    scale, bias = jnp.asarray([1.5, -1, 0.1]), jnp.asarray([0.0, 1, -2])
-
-    @partial(jax.jit, static_argnums=0)
-    def passes(platform, x, dy, scale, bias):
-        def normalise(*arguments):
-            y, *statistics = normalise_batch(*arguments, None, platform)
-            return y, statistics
-
-        y, pull, statistics = jax.vjp(normalise, x, scale, bias, has_aux=True)
-        return y, statistics, pull(dy)
-
-    jaxpr = jax.make_jaxpr(passes, static_argnums=0)("cpu", x, dy, scale, bias)
-    assert str(jaxpr).count(" scan[") == (2 if images_in_a_chunk < 7 else 0)
-    pairs = (jax.tree.leaves(passes(platform, x, dy, scale, bias)) for platform in ("cpu", None))
-    for actual, expected in zip(*pairs, strict=True):
-        assert actual.dtype == expected.dtype
-        rtol = {"float32": 2e-5, "bfloat16": 1.6e-2}[actual.dtype.name]  # a few roundings, in sums of a few thousand
-        np.testing.assert_allclose(*(np.asarray(a, np.float64) for a in (actual, expected)), rtol, atol=rtol / 4)
-
-
-def test_relu_by_bits_is_the_same_bit_for_bit():
-    numbers = RNG.normal(size=(2, 1000)).astype(jnp.bfloat16)
-    numbers[:, :6] = [[0, -0.0, 1e-40, -1e-40, np.inf, -np.inf], [0, -0.0, 0, 0, 1, 1]]
-    a, b, dy = *map(jnp.asarray, numbers), jnp.asarray(RNG.normal(size=1000), jnp.bfloat16)
-    for terms in ((a,), (a, b)):
-        (y, pull), (wanted, wanted_pull) = (
-            jax.vjp(lambda *terms, on=platform: relu(*terms, platform=on), *terms) for platform in ("cpu", None)
-        )
-        assert y.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(y, wanted)
-        for actual, expected in zip(pull(dy), wanted_pull(dy), strict=True):
-            np.testing.assert_array_equal(actual, expected)
-    assert np.isnan(relu(jnp.asarray([np.nan], jnp.bfloat16), platform="cpu")).all()

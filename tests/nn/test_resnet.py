@@ -106,7 +106,7 @@ def test_a_pool_that_does_not_fit_is_refused_with_the_reason():
 def test_strided_convolutions_are_aligned(kernel):
     """With its weight on one pixel, a convolution of stride 2 picks every other pixel: the centre of a 3x3 kernel is
     the same pixel as that of a 1x1, so that a block and its shortcut see the same place."""
-    context = resnet.Context(nnx.Rngs(0), INITIALIZERS["pytorch"], jnp.float32, None, None)
+    context = resnet.Context(nnx.Rngs(0), INITIALIZERS["pytorch"], jnp.float32, None)
     layer = resnet.conv(1, 1, kernel, 2, context)
     one = np.zeros((kernel, kernel, 1, 1), np.float32)
     one[kernel // 2 if kernel == 3 else 0, kernel // 2 if kernel == 3 else 0] = 1

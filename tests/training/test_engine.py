@@ -17,7 +17,7 @@ from jaxresnet.training.devices import replicate
 from jaxresnet.training.engine import make_engine
 from jaxresnet.training.fit import Interrupted, fit
 
-pytestmark = pytest.mark.devices(8)
+pytestmark = [pytest.mark.devices(8), pytest.mark.usefixtures("a_step_a_dispatch")]
 ONE, EIGHT = jax.devices()[:1], jax.devices()[:8]
 
 
@@ -125,26 +125,20 @@ class Device(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("platform", "precision", "multiplies", "steps"),
-    [
-        ("cpu", "float32", True, 1),
-        ("cpu", "bfloat16", False, 1),
-        ("cpu", "bfloat16", True, 32),
-        ("gpu", "float32", False, 97),
-    ],
+    ("platform", "precision", "steps", "deep_steps"),
+    [("cpu", "bfloat16", 32, 13), ("cpu", "float32", 16, 6), ("gpu", "bfloat16", 97, 97)],
 )
-def test_only_what_convolves_in_loops_takes_several_steps(platform, precision, multiplies, steps, monkeypatch):
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", str(int(multiplies)))
-    config = replace(RUN, model=replace(RUN.model, precision=precision))
+def test_a_dispatch_is_an_epoch_or_on_a_cpu_some_thousand_images(platform, precision, steps, deep_steps, monkeypatch):
+    monkeypatch.setattr(engine, "IMAGES_PER_DISPATCH", {"bfloat16": 2048, "float32": 1024})  # as it is
 
-    def steps_of(config, num_train=97 * config.batch_size + 1):
-        return make_engine(config, num_train, [Device(platform)]).steps_per_dispatch
+    def steps_of(config, num_train=97 * RUN.batch_size + 1):
+        model = replace(config.model, precision=precision)
+        return make_engine(replace(config, model=model), num_train, [Device(platform)]).steps_per_dispatch
 
-    assert steps_of(config) == steps
-    assert steps_of(replace(config, batch_size=4096), 5000) == 1
-    deep = replace(config, model=ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3, precision=precision))
-    fewer = 13 if steps == 32 else steps
-    assert steps_of(deep) == fewer, "of 2.4 times the default network's multiply-adds"
+    assert steps_of(RUN) == steps
+    assert steps_of(replace(RUN, batch_size=4096), 5000) == 1
+    deep = replace(RUN, model=ModelConfig(stage_sizes=(2, 2, 2, 2), shortcut_kernel=3))
+    assert steps_of(deep) == deep_steps, "of 2.4 times the default network's multiply-adds"
 
 
 @pytest.mark.parametrize(

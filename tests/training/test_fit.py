@@ -25,6 +25,7 @@ from jaxresnet.training.checkpoint import saved_steps
 from jaxresnet.training.fit import fit
 from jaxresnet.training.metrics import Sums
 
+pytestmark = pytest.mark.usefixtures("a_step_a_dispatch")
 ONE = jax.devices()[:1]
 BEST = replace(PARTIAL, eval_batch_size=60)  # 40 validation images, and 100 test images in batches of 60 and 40
 LAST = replace(BEST, selection="last")  # so that the result's state is the last one

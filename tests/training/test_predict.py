@@ -12,6 +12,7 @@ from jaxresnet.training import engine
 from jaxresnet.training.fit import fit
 from jaxresnet.training.predict import load_variables, predict
 
+pytestmark = pytest.mark.usefixtures("a_step_a_dispatch")
 ONE = jax.devices()[:1]
 
 

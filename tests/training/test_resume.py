@@ -24,6 +24,7 @@ from jaxresnet.training.engine import make_engine
 from jaxresnet.training.fit import fit
 from jaxresnet.training.state import weights_of
 
+pytestmark = pytest.mark.usefixtures("a_step_a_dispatch")
 ONE = jax.devices()[:1]
 LAST = replace(STEADY, selection="last")  # 4 steps an epoch, 3 epochs
 LONG = replace(RUN, num_epochs=5)

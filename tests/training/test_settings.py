@@ -11,6 +11,7 @@ import jaxresnet as jr
 from jaxresnet.errors import Interrupted
 from jaxresnet.training.predict import predict
 
+pytestmark = pytest.mark.usefixtures("a_step_a_dispatch")
 SETTINGS = {
     "jax_threefry_partitionable": False,
     "jax_enable_x64": True,

@@ -1,2 +1,4 @@
-"""Why the network is fast on CPUs: `conv` is its convolution there, made of matrix products (`products`) over chunks of
-the batch that stay in the cache (`chunks`)."""
+"""The network on a CPU: the same function of the same variables as `resnet.ResNet`, several times as fast.
+
+`layout` says how activations lie in memory, `conv` multiplies their windows with kernels, `units` are a stem, a block
+and an average with gradients of their own, and `network` puts them together as a config says."""

@@ -1,126 +1,280 @@
-"""Two-dimensional convolution for CPUs: fast gradients in float32, and all passes as matrix products in bfloat16.
+"""Convolutions of maps as matrix products, in loops over chunks whose windows stay in a core's cache.
 
-XLA on CPU computes the kernel's gradient as a convolution over transposed copies of the images and of the output's
-gradient; that is slow where channels are few, as in the stem. Where the stride is not 1, it computes the images'
-gradient as a convolution over a map with zeros between its pixels; that is slow too. Here these gradients are sums of
-matrix products, in chunks of the batch that stay in the cache (`products`). The forward pass, and the images' gradient
-at stride 1, are XLA's own in float32: they reach the speed of a matrix product. In bfloat16 XLA would compute in
-float32, so all passes are products, where the CPU multiplies bfloat16.
+With `window` for what the kernel's pixels see at the outputs of a chunk, [taps * C, outputs], and the kernel as the
+matrices that the products take,
 
-Measured on two kinds of x86. Other CPUs, as ARM and Apple's, take the same path, unmeasured.
+    output   = [O, taps * C] @ window of the input
+    dinput   = [C, taps * O] @ window of doutput
+    dkernel += input [C, pixels] @ (window of doutput)^T
+
+so that both gradients share a window. The last product contracts the last axes of both: XLA:CPU gives that to its fast
+library, and would not if they were the first axes. Products stay float32 until what is made of a chunk is made (the
+sums for batch norm, the ReLU's mask), and are rounded when it is written: a product that gives bfloat16 is several
+times as slow.
+
+Every convolution here looks at 3x3 windows of a map with a border of one, at all nine pixels (taps) or fewer: a
+shortcut's kernel of size 1 at the middle, one of size 2 at the four from the middle on.
 """
 
-import warnings
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from jaxresnet.hardware import multiplies_bfloat16
-from jaxresnet.nn.cpu.chunks import empty_sum
-from jaxresnet.nn.cpu.products import Padding, Pair, convolve, gradients, kernel_gradient
+from jaxresnet.nn.cpu.layout import (
+    Tap,
+    as_numbers,
+    output_size,
+    position,
+    positive,
+    runs,
+    starts,
+    to_cells,
+    to_float32,
+    zeros,
+)
 
-# For `jax.jit(step, compiler_options=...)`, where the step is a whole training step; without them it takes several
-# times the memory. Batch 128, two cores with AVX512-BF16, float32: 1.32 times as fast with both as with neither.
-CPU_COMPILER_OPTIONS = {
-    # Otherwise XLA makes the windows of all layers and chunks early, for concurrency, and keeps them all in memory:
-    # 0.7 GB instead of 0.3, at the same speed.
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    # YNN, XLA's library for CPUs, multiplies matrices and adds up, but does not convolve: its convolutions are up to
-    # three times as slow as Eigen's where channels are few or the stride is 2. With DOT in place of INDIVIDUAL_DOT,
-    # products of bfloat16 would become products of float32.
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
-}
+WINDOW = 400_000  # numbers of a window, about: what stays in a core's second cache beside the rest
+FEWEST_COLUMNS = {2: 256, 4: 512}  # by bytes of a cell: products of fewer columns are slow
+
+# -------------------------------------------------------------------------------------------------------- forward
 
 
-def conv_cpu(
-    images: Array,
-    kernel: Array,
-    strides: Sequence[int] = (1, 1),
-    padding: str | Sequence[Pair] = "VALID",
-    *,
-    dimension_numbers: Any = None,
-    precision: Any = None,
-    **others: Any,
-) -> Array:
-    """Cross-correlate `images` (N, H, W, C) with `kernel` (kh, kw, C, O): (N, Ho, Wo, O) in images' dtype.
+class Convolved(NamedTuple):
+    """A convolution's output, and what batch norm needs of it.
 
-    For `nnx.Conv(conv_general_dilated=conv_cpu, promote_dtype=promote_images)`, whose arguments it takes. strides:
-    (vertical, horizontal). padding: ((top, bottom), (left, right)) zeros, each less than the kernel's size, or "SAME"
-    or "VALID". dimension_numbers: always NHWC. precision: changes nothing on a CPU. Raises NotImplementedError for
-    wider padding and for all else that is asked for, as dilation and groups.
+    map: (O, H, W, N) cells. sums, squares: (O, n) float32, taken before rounding, to be added up over n."""
 
-    bfloat16 images are convolved in bfloat16 where the CPU multiplies it, elsewhere in float32, with a warning once a
-    process. The gradient of a float32 kernel is float32. For reverse mode, as `products.convolve`.
+    map: Array
+    sums: Array
+    squares: Array
+
+
+def convolve(x: Array, kernels: Sequence[Array], stride: int) -> list[Convolved]:
+    """Convolve a map with one kernel or more.
+
+    x: framed cells, by parity where `stride` is 2. kernels: (k, k, C, O) cells each, with k 1, 2 or 3."""
+    n = x.shape[-1]
+    height, width = output_size(x.shape, stride)
+    chunk = _chunk(9 * x.shape[0], width, n, x.dtype.itemsize)
+    per_row = width * n // chunk.length
+    seen = [_in_parts(taps_of(len(kernel)), chunk.parts) for kernel in kernels]
+    matrices = [jnp.split(k.reshape(-1, k.shape[-1]).T, len(some), 1) for k, some in zip(kernels, seen, strict=True)]
+
+    def body(t: Array, carry: list[Convolved]) -> list[Convolved]:
+        y, at = lax.div(t, per_row), lax.rem(t, per_row) * chunk.length
+        result = []
+        for one, matrix, some in zip(carry, matrices, seen, strict=True):
+            out = jnp.zeros((), jnp.float32)
+            for part, taps in zip(matrix, some, strict=True):
+                window = runs(x, starts(x.shape, stride, taps), position(x.shape, stride, y) + at, chunk.length)
+                out = out + _product(part, window)
+            map = lax.dynamic_update_slice(one.map, to_cells(out, x.dtype)[:, None], (0, y, at))
+            result.append(Convolved(map, one.sums + _over_pixels(out, n), one.squares + _over_pixels(out * out, n)))
+        return result
+
+    def begun(kernel: Array) -> Convolved:
+        features = kernel.shape[-1]
+        sums = zeros((features, min(n, chunk.length)), jnp.float32, x)
+        return Convolved(zeros((features, height, width * n), x.dtype, x), sums, sums)
+
+    done = lax.fori_loop(0, height * per_row, body, [begun(kernel) for kernel in kernels])
+    return [one._replace(map=one.map.reshape(-1, height, width, n)) for one in done]
+
+
+# ------------------------------------------------------------------------------------------------------ gradients
+
+
+class Gradients(NamedTuple):
+    """map: of the input, (C, H, W, N) cells, 0 where the input is not above 0; at stride 2 with a row and a column of
+    zeros more where H or W is odd. kernels: (k, k, C, O) float32 each. sums, products: of the map, and of the map times
+    `raw`, see `gradients`, as those of `Convolved`; zeros without."""
+
+    map: Array
+    kernels: list[Array]
+    sums: Array
+    products: Array
+
+
+def gradients(
+    x: Array,
+    doutputs: Sequence[Array],
+    kernels: Sequence[Array],
+    stride: int,
+    add: Array | None = None,
+    raw: Array | None = None,
+) -> Gradients:
+    """The gradients of `convolve(x, kernels, stride)`, and of the ReLU that `x` came from.
+
+    x, kernels: as there. doutputs: (O, Ho + 2, Wo + 2, N) framed cells, one for each kernel. At stride 1 alone: add:
+    (C, H, W, N) cells, a gradient that reaches the input on another way. raw: (C, H, W, N) cells, with which
+    `Gradients.products` are taken.
     """
-    if asked := {name: value for name, value in others.items() if value not in (None, 1, (1, 1))}:
-        raise NotImplementedError(f"the convolution for CPUs has no {asked}: use lax.conv_general_dilated")
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
-    (top, bottom), (left, right) = padding
-    if max(top, bottom) >= kernel.shape[0] or max(left, right) >= kernel.shape[1]:
-        # XLA:CPU's gradient for the images would read outside the array (seen in jaxlib 0.10.2).
-        raise NotImplementedError(f"padding={padding}: must be less than the kernel's size; use jnp.pad before")
-    sizes = (strides[0], strides[1]), ((top, bottom), (left, right))
+    c, n = x.shape[0], x.shape[-1]
+    height, width = output_size(x.shape, stride)
+    chunk = _chunk(9 // stride**2 * doutputs[0].shape[0], width, n, x.dtype.itemsize)
+    per_row = width * n // chunk.length
+    phases = [Phase(row, column, stride) for row in range(stride) for column in range(stride)]
+    returns = [
+        Return(p, k, taps) for p in phases for k, kernel in enumerate(kernels) for taps in p.parts(len(kernel), chunk)
+    ]
+    matrices = [_rows_of_inputs(kernels[one.which], one.taps) for one in returns]
 
-    # Inside `shard_map` a replicated kernel must vary as the images do, so that its gradient is summed over devices.
-    # XLA removes the added zeros.
-    kernel32 = kernel.astype(jnp.float32) + empty_sum(images, jnp.float32)
-    if images.dtype == jnp.bfloat16:
-        if multiplies_bfloat16():
-            return convolve(images + empty_sum(kernel, images.dtype), kernel32, *sizes)
-        _warn_of_bfloat16()
-    images32 = images.astype(jnp.float32) + empty_sum(kernel, jnp.float32)
-    return _conv_float32(images32, kernel32, *sizes).astype(images.dtype)
+    def body(t: Array, carry: tuple[Array, list[Array], Array, Array]) -> tuple[Array, list[Array], Array, Array]:
+        y, at = lax.div(t, per_row), lax.rem(t, per_row) * chunk.length
+        map, dmatrices, sums, products = carry
+        dmatrices = list(dmatrices)
 
+        def cut(map: Array) -> Array:
+            flat = map.reshape(c, height, width * n)
+            return to_float32(lax.dynamic_slice(flat, (0, y, at), (c, 1, chunk.length)).reshape(c, chunk.length))
 
-def promote_images(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """What `nnx.Conv` does to (images, kernel, bias), except that the kernel stays in float32, and so its gradient."""
-    images, kernel, bias = arrays
-    return images.astype(dtype), kernel, bias
+        for phase in phases:
+            middle = starts(x.shape, stride, [(phase.row + 1, phase.column + 1)])
+            xs = runs(x, middle, position(x.shape, stride, y) + at, chunk.length)
+            dx = jnp.zeros((), jnp.float32)
+            for k, one in enumerate(returns):
+                if one.phase == phase:
+                    dout = doutputs[one.which]
+                    seen = starts(dout.shape, 1, [phase.sees(tap) for tap in one.taps])
+                    window = runs(dout, seen, position(dout.shape, 1, y) + at, chunk.length)
+                    dx = dx + _product(matrices[k], window)
+                    dmatrices[k] += _product_transposed(xs, window)
+            dx = dx if add is None else dx + cut(add)
+            dx = jnp.where(positive(xs), dx, 0)
+            if raw is not None:
+                sums, products = sums + _over_pixels(dx, n), products + _over_pixels(dx * cut(raw), n)
+            put = to_cells(dx, x.dtype).reshape(c, 1, 1, 1, chunk.length)
+            map = lax.dynamic_update_slice(map, put, (0, y, phase.row, phase.column, at))
+        return map, dmatrices, sums, products
 
-
-def convolves_in_loops(platform: str, precision: str) -> bool:
-    """Whether a network's convolutions may be in a loop (`lax.scan`, `lax.while_loop`). XLA's on a CPU may not: it
-    takes a naive one there, up to 50 times slower. precision: of the activations."""
-    return platform != "cpu" or (precision == "bfloat16" and multiplies_bfloat16())
-
-
-@cache
-def _warn_of_bfloat16() -> None:
-    """Once a process."""
-    warnings.warn(
-        "precision=bfloat16 on a CPU not known to multiply it (by AVX512-BF16 or AMX): convolutions are computed in "
-        "float32. JAXRESNET_CPU_BFLOAT16=1 computes them in bfloat16",
-        stacklevel=2,
-    )
-
-
-# ------------------------------------------------------------------------------------------------------- float32
-
-
-def _xla_conv(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    sums = zeros((c, min(n, chunk.length)), jnp.float32, x)
+    map = zeros((c, height, stride, stride, width * n), x.dtype, x)
+    dmatrices = [zeros(matrix.shape, jnp.float32, x) for matrix in matrices]
+    map, dmatrices, sums, products = lax.fori_loop(0, height * per_row, body, (map, dmatrices, sums, sums))
+    map = map.reshape(c, height, stride, stride, width, n).transpose(0, 1, 2, 4, 3, 5)
+    dkernels = [_kernel_of(k, kernel.shape, returns, dmatrices) for k, kernel in enumerate(kernels)]
+    return Gradients(map.reshape(c, stride * height, stride * width, n), dkernels, sums, products)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_float32(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    return _xla_conv(images, kernel, strides, padding)
+def kernel_gradient(x: Array, doutput: Array) -> Array:
+    """(3, 3, C, O) float32, of a convolution of stride 1 whose input needs no gradient: the stem's.
+
+    x: (C, H + 2, W + 2, N) framed cells. doutput: (O, H, W, N) cells, not framed."""
+    c, n = x.shape[0], x.shape[-1]
+    o, height, width, _ = doutput.shape
+
+    def body(y: Array, dmatrix: Array) -> Array:
+        douts = lax.dynamic_index_in_dim(doutput, y, 1, keepdims=False).reshape(o, width * n)
+        window = runs(x, starts(x.shape, 1, taps_of(3)), position(x.shape, 1, y), width * n)
+        return dmatrix + _product_transposed(douts, window)
+
+    dmatrix = lax.fori_loop(0, height, body, zeros((o, 9 * c), jnp.float32, x))
+    return dmatrix.T.reshape(3, 3, c, o)
 
 
-def _forward(images: Array, kernel: Array, strides: Pair, padding: Padding):
-    return _xla_conv(images, kernel, strides, padding), (images, kernel)
+# ---------------------------------------------------------------------------------------------------------- chunks
 
 
-def _backward(strides: Pair, padding: Padding, residuals, doutput: Array):
-    images, kernel = residuals
-    if strides != (1, 1):
-        return gradients(images, kernel, doutput, strides, padding)
-    (dimages,) = jax.linear_transpose(lambda x: _xla_conv(x, kernel, strides, padding), images)(doutput)
-    return dimages, kernel_gradient(images, doutput, kernel.shape[:2], strides, padding)
+class Chunk(NamedTuple):
+    """length: outputs of a row that are computed at once, of the images of one pixel after those of another. parts:
+    products that a window of nine taps is split into."""
+
+    length: int
+    parts: int
 
 
-_conv_float32.defvjp(_forward, _backward)
+def _chunk(numbers: int, width: int, batch: int, itemsize: int) -> Chunk:
+    """numbers: of an output's window. The length is a number of whole pixels, or a part of one pixel's batch."""
+    lengths = [w * batch for w in range(width, 0, -1) if width % w == 0]
+    lengths += [n for n in range(batch - 1, 0, -1) if batch % n == 0]
+    enough = [length for length in lengths if length >= FEWEST_COLUMNS[itemsize]] or lengths[:1]
+    fitting = [length for length in enough if length * numbers <= WINDOW]
+    return Chunk(fitting[0], 1) if fitting else Chunk(enough[-1], 3)
+
+
+def _over_pixels(out: Array, batch: int) -> Array:
+    """(C, length) -> (C, n), added up over whole pixels where there are several. XLA adds up such vectors fast."""
+    n = min(batch, out.shape[1])
+    return out.reshape(len(out), -1, n).sum(1)
+
+
+# -------------------------------------------------------------------------------------------------- taps and matrices
+
+
+def taps_of(size: int) -> list[Tap]:
+    """What a kernel of `size` x `size` pixels sees of a 3x3 window, in the order of its pixels."""
+    first = 0 if size == 3 else 1
+    return [(first + i, first + j) for i in range(size) for j in range(size)]
+
+
+class Phase(NamedTuple):
+    """The pixels of the input at rows `stride` * y + row and columns `stride` * x + column; each phase is seen by other
+    taps."""
+
+    row: int
+    column: int
+    stride: int
+
+    def sees(self, tap: Tap) -> Tap:
+        """Where, in the framed gradient of the output, is what sees the phase's first pixel by this tap."""
+        return (self.row + 1 - tap[0]) // self.stride + 1, (self.column + 1 - tap[1]) // self.stride + 1
+
+    def parts(self, size: int, chunk: Chunk) -> list[list[Tap]]:
+        """The taps of a kernel that see such pixels, by product. Backwards, so that the outputs are in order."""
+        steps = [((self.row + 1 - i) % self.stride, (self.column + 1 - j) % self.stride) for i, j in taps_of(size)]
+        return _in_parts(
+            [tap for tap, step in zip(taps_of(size), steps, strict=True) if step == (0, 0)][::-1], chunk.parts
+        )
+
+
+class Return(NamedTuple):
+    """A product of `gradients`: what some taps of kernel number `which` give back to a phase of the input."""
+
+    phase: Phase
+    which: int
+    taps: list[Tap]
+
+
+def _in_parts(taps: list[Tap], parts: int) -> list[list[Tap]]:
+    if len(taps) < 9:
+        return [taps] if taps else []
+    return [taps[k : k + 9 // parts] for k in range(0, 9, 9 // parts)]
+
+
+def _rows_of_inputs(kernel: Array, taps: list[Tap]) -> Array:
+    """(C, taps * O) of a kernel (k, k, C, O)."""
+    size, _, c, o = kernel.shape
+    places = [taps_of(size).index(tap) for tap in taps]
+    return _ordered(kernel.reshape(size * size, c, o), places).transpose(1, 0, 2).reshape(c, -1)
+
+
+def _kernel_of(which: int, shape: tuple[int, ...], returns: list[Return], dmatrices: list[Array]) -> Array:
+    """The inverse of all `_rows_of_inputs` of a kernel."""
+    size, _, c, o = shape
+    mine = [(one.taps, dmatrix) for one, dmatrix in zip(returns, dmatrices, strict=True) if one.which == which]
+    taps = [tap for some, _ in mine for tap in some]
+    by_tap = jnp.concatenate([dmatrix.reshape(c, -1, o).transpose(1, 0, 2) for _, dmatrix in mine])
+    return _ordered(by_tap, [taps.index(tap) for tap in taps_of(size)]).reshape(shape)
+
+
+def _ordered(by_tap: Array, places: list[int]) -> Array:
+    """by_tap[places]: of neighbours one slice, forwards or backwards."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if abs(step) == 1 and places == list(range(places[0], places[0] + step * len(places), step)):
+        some = by_tap[min(places) : max(places) + 1]
+        return some[::step]
+    return by_tap[np.array(places)]
+
+
+def _product(a: Array, b: Array) -> Array:
+    """a @ b of cells, in float32."""
+    return lax.dot(as_numbers(a), as_numbers(b), preferred_element_type=jnp.float32)
+
+
+def _product_transposed(a: Array, b: Array) -> Array:
+    """a @ b.T of cells, in float32."""
+    last = (((1,), (1,)), ((), ()))
+    return lax.dot_general(as_numbers(a), as_numbers(b), last, preferred_element_type=jnp.float32)
