@@ -10,9 +10,9 @@ normalised, unaugmented and on the device in channels-last before the clock star
 out favours them. Lookahead is off on both sides. Where ours computes in bfloat16 on a CPU, the rivals run in float32
 and in bfloat16. --checkout FOLDER adds the library of another checkout, with its own benchmarks/, as a contender.
 
-Every contender is a process of its own and works while the others wait. They take turns, of an epoch on a GPU, on a CPU
-of 2,048 images in bfloat16 and of two steps in float32, in an order that is reversed every time. The speed against a
-rival is the median over turns of the ratio of their seconds.
+Every contender is a process of its own and works while the others wait. They take turns, of an epoch on a GPU and of a
+dispatch on a CPU, in an order that is reversed every time. The speed against a rival is the median over turns of the
+ratio of their seconds.
 
 Memory on a CPU is the process's largest resident size: Python, the libraries and, on our side, the whole training set,
 of which the rivals hold the batches of one turn. On a GPU it is the largest sum of arrays on the device. build_seconds
