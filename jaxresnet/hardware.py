@@ -55,7 +55,10 @@ def use_cores() -> bool:
     chosen = chosen or getattr(jax.config, "jax_num_cpu_devices", -1) != -1
     if chosen or jax.distributed.is_initialized() or num_cores() == 1:
         return False
-    jax.config.update("jax_num_cpu_devices", num_cores())
+    try:
+        jax.config.update("jax_num_cpu_devices", num_cores())
+    except RuntimeError:  # JAX has found its devices, as in a notebook
+        return False
     return all_devices()[0].platform == "cpu"
 
 

@@ -43,8 +43,9 @@ def test_device_name():
         ("", "True 2"),
         ("os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=3'", "False 3"),
         ("jax.config.update('jax_num_cpu_devices', 1)", "False 1"),
+        ("jax.devices()", "False 1"),
     ],
-    ids=["nothing said", "XLA_FLAGS", "jax_num_cpu_devices"],
+    ids=["nothing said", "XLA_FLAGS", "jax_num_cpu_devices", "after JAX has found its devices"],
 )
 def test_a_core_is_a_device_unless_the_user_has_said_how_many_there_are(before, expected):
     code = f"import os, jax; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:2]); {before or 'pass'}; "

@@ -81,7 +81,9 @@ def spread_of(options: Options, asked: Sequence[Asked]) -> Spread:
     configs = [config for one in asked for config in one.arms.values()]
     if options.devices == "runs" or (options.devices is None and len(configs) * len(options.seeds) > 1):
         return "runs" if use_cores() else options.devices or "data"
-    if multiplies_bfloat16() and all(config.batch_size % num_cores() == 0 for config in configs):
+    precisions = {config.model.precision for config in configs}
+    bfloat16 = precisions <= ({"bfloat16", "auto"} if multiplies_bfloat16() else {"bfloat16"})
+    if bfloat16 and all(config.batch_size % num_cores() == 0 for config in configs):
         use_cores()
     return "data"
 

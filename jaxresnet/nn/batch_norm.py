@@ -1,5 +1,5 @@
-"""Batch normalisation (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167) as PyTorch computes it, and the ReLU
-that follows it: the layer with its running statistics, the normalisation, and the gradients of both.
+"""Batch normalisation (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167) as PyTorch computes it: the
+layer with its running statistics, the normalisation, and its gradient.
 
 Each pass reads the activations twice, once for the sums and once to use them, and writes them once. Activations stay
 in their own dtype; the sums, and all that is made of them, are float32 at least.

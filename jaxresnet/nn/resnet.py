@@ -5,7 +5,6 @@ pure functions over dictionaries of arrays.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -140,7 +139,8 @@ class Model(NamedTuple):
 
 def build_model(config: ModelConfig, axis_name: str | None = None, platform: str | None = None) -> Model:
     """See `Model`. axis_name: the mapped axis over which batch statistics are taken, None for one device.
-    platform: "cpu" where it will run there: the same function of the same variables, to rounding, from `nn.cpu`."""
+    platform: "cpu" where it will run there: the same function of the same variables, to rounding, from `nn.cpu`. In
+    bfloat16 that has first derivatives alone, and in training alone; NotImplementedError is raised for others."""
 
     def build(rngs: nnx.Rngs) -> ResNet:
         return ResNet(config, rngs=rngs, axis_name=axis_name)
@@ -166,7 +166,12 @@ def build_model(config: ModelConfig, axis_name: str | None = None, platform: str
         logits = module(images, train)
         return logits, variables_of(module)
 
-    return Model(init, partial(cpu.apply, config, dtype_of(config), axis_name) if platform == "cpu" else apply)
+    def apply_on_cpu(variables: dict, images: Array, train: bool) -> tuple[Array, dict]:
+        if not len(images) or images.shape[1] != images.shape[2]:
+            return apply(variables, images, train)
+        return cpu.apply(config, dtype_of(config), axis_name, variables, images, train)
+
+    return Model(init, apply_on_cpu if platform == "cpu" else apply)
 
 
 def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:

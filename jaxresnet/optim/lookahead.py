@@ -73,7 +73,7 @@ def lookahead(
             return jax.tree.map(lambda a, b: jnp.where(sync, a, b), new, old)
 
         def towards(fast: Any, slow: Any) -> Any:
-            return jax.tree.map(lambda f, s: s + slow_step_size * (f - s), fast, slow)
+            return jax.tree.map(lambda f, s: (s + slow_step_size * (f - s)).astype(s.dtype), fast, slow)
 
         slow = where_sync(towards(optax.apply_updates(params, updates), state.slow_params), state.slow_params)
         updates = where_sync(jax.tree.map(jnp.subtract, slow, params), updates)

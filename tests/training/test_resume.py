@@ -257,7 +257,7 @@ def test_one_bad_step_too_many_stops_the_run_at_that_step(tiny_data, bad_steps, 
 def test_among_steps_of_one_dispatch_bad_ones_are_told_apart_and_a_stop_between_dispatches_keeps_every_bit(
     tiny_data, bad_steps, tmp_path, monkeypatch
 ):
-    """As on a CPU that convolves by products of matrices: of the four steps of an epoch three, and then one."""
+    """As on a CPU: of the four steps of an epoch three, and then one."""
     make = engine.make_engine
     monkeypatch.setattr(engine, "make_engine", lambda *args: make(*args)._replace(steps_per_dispatch=3))
     bad_steps |= {1, 6, 7}

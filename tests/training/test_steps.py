@@ -107,9 +107,8 @@ def test_steps_in_a_loop_equal_single_steps(platform, steps_per_dispatch, num_de
     assert_same_to_rounding(results, step_by_step)
 
 
-def test_bfloat16_trains_several_steps_in_a_loop(train, one_device, monkeypatch):
-    """What `fit` does on a CPU that multiplies bfloat16: the same numbers as a step at a time, to their rounding."""
-    monkeypatch.setenv("JAXRESNET_CPU_BFLOAT16", "1")
+def test_bfloat16_trains_several_steps_in_a_loop(train, one_device):
+    """What `fit` does on a CPU: the same numbers as a step at a time, to their rounding."""
     config = replace(STEADY_PARTIAL, model=replace(STEADY_PARTIAL.model, precision="bfloat16"))
     together = make_engine(config, NUM_TRAIN, one_device)
     assert together.steps_per_dispatch == 32

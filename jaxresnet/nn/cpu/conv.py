@@ -114,7 +114,7 @@ def gradients(
     """
     c, n = x.shape[0], x.shape[-1]
     height, width = output_size(x.shape, stride)
-    chunk = _chunk(9 // stride**2 * doutputs[0].shape[0], width, n, x.dtype.itemsize)
+    chunk = _chunk((9 if stride == 1 else 4) * doutputs[0].shape[0], width, n, x.dtype.itemsize)
     per_row = width * n // chunk.length
     phases = [Phase(row, column, stride) for row in range(stride) for column in range(stride)]
     returns = [
@@ -271,10 +271,15 @@ def _ordered(by_tap: Array, places: list[int]) -> Array:
 
 def _product(a: Array, b: Array) -> Array:
     """a @ b of cells, in float32."""
-    return lax.dot(as_numbers(a), as_numbers(b), preferred_element_type=jnp.float32)
+    return lax.dot(*_factors(a, b), preferred_element_type=jnp.float32)
 
 
 def _product_transposed(a: Array, b: Array) -> Array:
     """a @ b.T of cells, in float32."""
-    last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(as_numbers(a), as_numbers(b), last, preferred_element_type=jnp.float32)
+    return lax.dot_general(*_factors(a, b), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _factors(a: Array, b: Array) -> tuple[Array, Array]:
+    """As numbers. A product with a single row or column XLA:CPU makes one of vectors, and has none of bfloat16."""
+    convert = to_float32 if min(*a.shape, *b.shape) == 1 else as_numbers
+    return convert(a), convert(b)

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -36,8 +37,20 @@ def to_cells(x: Array, dtype: Any) -> Array:
     In integers: XLA:CPU would write the bfloat16, and then again its bits."""
     if dtype == jnp.float32:
         return x
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    bits = _bits(x)
     return ((bits + jnp.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(jnp.uint16)
+
+
+@jax.custom_jvp
+def _bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.uint32)
+
+
+@_bits.defjvp
+def _refuse(*_: Any) -> Any:  # they would be 0: integers have no derivatives
+    raise NotImplementedError(
+        "a network in bfloat16 on a CPU has first derivatives, in training, and no others: use precision='float32'"
+    )
 
 
 def to_float32(cells: Array) -> Array:
@@ -106,7 +119,7 @@ def position(shape: Sequence[int], stride: int, y: Array | int) -> Array | int:
 
 def output_size(shape: Sequence[int], stride: int) -> tuple[int, int]:
     """(height, width) of a convolution's output, from the shape of its framed input."""
-    return (shape[1] - 1) // stride if stride == 2 else shape[1] - 2, shape[-2] - (1 if stride == 2 else 2)
+    return (shape[1] - 3) // stride + 1, shape[-2] - 3 + stride
 
 
 def runs(cells: Array, starts: np.ndarray, position: Array | int, length: int) -> Array:

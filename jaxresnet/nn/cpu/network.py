@@ -2,19 +2,27 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxresnet.config import ModelConfig
 from jaxresnet.nn.batch_norm import moved
 from jaxresnet.nn.cpu import units
+from jaxresnet.nn.cpu.layout import zeros
 
 
 def apply(
     config: ModelConfig, dtype: Any, axis_name: str | None, variables: dict, images: Array, train: bool
 ) -> tuple[Array, dict]:
-    """As `resnet.Model.apply`. dtype: of the activations, bfloat16 or float32. axis_name: as of `build_model`."""
+    """As `resnet.Model.apply`, for one or more square images.
+
+    dtype: of the activations, bfloat16 or float32. axis_name: as of `build_model`."""
     config.check_pool(images.shape[1])
-    params, stats = variables["params"], variables["batch_stats"]
+    images, stats = images.astype(jnp.float32), variables["batch_stats"]
+    # Inside a `shard_map` weights must vary over its devices as the images do, for their gradient to be summed.
+    vary = zeros((), jnp.float32, images)
+    params = jax.tree.map(lambda a: a.astype(jnp.float32) + vary, variables["params"])
     new: dict[str, Any] = {"stages": {}}
     if train:
         x, norms = units.stem(images, _layers(params, "conv1", "bn1"), dtype, axis_name)
@@ -32,7 +40,7 @@ def apply(
             else:
                 x, _ = units.block_forward(x, layers, stride, units.by_running(before))
     logits = units.average(x) @ params["linear"]["kernel"] + params["linear"]["bias"]
-    return logits, {"params": params, "batch_stats": new if train else stats}
+    return logits, {"params": variables["params"], "batch_stats": new if train else stats}
 
 
 def _layers(params: dict, *names: str) -> dict:
