@@ -23,7 +23,7 @@ def test_without_flags_the_run_is_the_intended_one():
     options, fields = parse([EXPERIMENT], [])
     assert options.config == meant(BASE) and fields == {}
     assert (options.seeds, options.protocol, options.demo) == ((0, 1, 2), "intended", False)
-    assert (options.only, options.all, options.devices) == ((), False, "data")
+    assert (options.only, options.all, options.devices) == ((), False, None)
     assert (options.out, options.name) == (Path("out"), None)
     assert options.config.val_size == 5000 and options.config.selection == "val"
     assert arms_of() == {arm: meant(config) for arm, config in MAIN.items()}

@@ -280,6 +280,6 @@ def _product_transposed(a: Array, b: Array) -> Array:
 
 
 def _factors(a: Array, b: Array) -> tuple[Array, Array]:
-    """As numbers. A product with a single row or column XLA:CPU makes one of vectors, and has none of bfloat16."""
-    convert = to_float32 if min(*a.shape, *b.shape) == 1 else as_numbers
+    """As numbers. Of some narrow products of bfloat16, XLA:CPU makes what it then cannot compute."""
+    convert = to_float32 if min(*a.shape, *b.shape) < 16 else as_numbers
     return convert(a), convert(b)
