@@ -3,8 +3,9 @@
 import os
 import platform
 import subprocess
-from pathlib import Path
 from typing import Any
+
+from jaxresnet.hardware import cpu_info, num_cores
 
 # Variables that may change the speed of JAX or PyTorch, by how their names begin.
 PREFIXES = (
@@ -21,16 +22,12 @@ def machine() -> dict[str, Any]:
 
 def processor() -> dict[str, Any]:
     """The CPU's name, the number of cores in use, and those of its features that matter to matrix products."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found: dict[str, str] = {}
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []:
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
+    found = cpu_info()
     flags = found.get("flags", found.get("Features", "")).split()  # as x86 and ARM call them
     prefixes = ("amx", "avx", "fma", "asimd", "bf16", "i8mm", "sve")
     return {
         "name": found.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "flags": sorted(flag for flag in flags if flag.startswith(prefixes)),
     }
 

@@ -224,10 +224,8 @@ class Phase(NamedTuple):
 
     def parts(self, size: int, chunk: Chunk) -> list[list[Tap]]:
         """The taps of a kernel that see such pixels, by product. Backwards, so that the outputs are in order."""
-        steps = [((self.row + 1 - i) % self.stride, (self.column + 1 - j) % self.stride) for i, j in taps_of(size)]
-        return _in_parts(
-            [tap for tap, step in zip(taps_of(size), steps, strict=True) if step == (0, 0)][::-1], chunk.parts
-        )
+        rows, columns = ({t for t in range(3) if (side + 1 - t) % self.stride == 0} for side in (self.row, self.column))
+        return _in_parts([(i, j) for i, j in reversed(taps_of(size)) if i in rows and j in columns], chunk.parts)
 
 
 class Return(NamedTuple):

@@ -108,8 +108,9 @@ def _column(channels: Array) -> Array:
     return channels[:, None, None, None]
 
 
-def _rounded(kernel: Array, dtype: Any) -> Array:
-    return to_cells(kernel, as_cells(jnp.zeros((), dtype)).dtype)
+def _rounded(x: Array, dtype: Any) -> Array:
+    """float32 -> cells of maps of this dtype."""
+    return to_cells(x, jnp.float32 if dtype == jnp.float32 else jnp.uint16)
 
 
 # ----------------------------------------------------------------------------------------------------------- stem
