@@ -66,7 +66,7 @@ def test_two_processes_stop_together_and_continue_to_the_results_of_one(tmp_path
             processes[1].send_signal(signal.SIGTERM)
             break
     (out, err), (other_out, _) = ends(processes, 75)
-    assert "2 (sharing batches, in 2 processes) x " in before
+    assert ": 2 devices that share batches, in 2 processes | " in before
     assert "The same command continues" in err and "seed 0" not in other_out, "one process speaks"
     done = EPOCH_LINE.findall(before + out)
     assert 0 < len(done) < 3

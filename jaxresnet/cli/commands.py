@@ -20,7 +20,7 @@ def main() -> None:
         "convert": convert,
         "import": import_results,
     }
-    with exit_status():
+    with exit_status(continues=False):
         if sys.argv[1:] == ["--version"]:
             print(f"jaxresnet {jaxresnet.__version__}")
             return
@@ -62,13 +62,13 @@ def convert(
     wrap: bool = False,
     key: str | None = None,
 ) -> None:
-    """Convert weights between PyTorch's .pth, .safetensors and folders of this library, each to any other.
+    """Convert weights between PyTorch's .pth or .ckpt, .safetensors and folders of this library, each to any other.
 
     Args:
-        source: a .pth, .pt or .safetensors file, or a run's folder (out/runs/<id>), of which the chosen epoch is taken
+        source: a .pth, .pt, .ckpt or .safetensors file, or a run's folder (out/runs/<id>), whose chosen epoch is taken
         target: a new file of these kinds, or else a new folder, which `predict` reads
         weights: Lookahead's, from a run's folder; without this flag those that the run was scored on
-        key: of the state dict in a file that holds several, as state_dict_ema
+        key: which network of a file that holds several, as state_dict_ema, or state_dict.ema_net
         wrap: write the published project's {"net", "acc", "epoch"} to a .pth, with the accuracy in percent
     """
     from jaxresnet.interop.weight_files import convert
@@ -80,6 +80,8 @@ def convert(
     if read.keys:
         others = f"; it also holds {', '.join(read.keys[1:])} (--key)" if read.keys[1:] else ""
         print(f"read the state dict {read.keys[0]!r}{others}")
+    if read.left_out:
+        print(f"left out, as not of the network: {', '.join(read.left_out)}")
     print(
         f"blocks {sizes}, width {config.width}, shortcuts {config.shortcut_kernel}x{config.shortcut_kernel}, "
         f"{config.num_classes} classes: {count_params(config):,} parameters"

@@ -19,9 +19,10 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR
 
 
 @contextmanager
-def exit_status() -> Iterator[None]:
+def exit_status(continues: bool = True) -> Iterator[None]:
     """Around a whole program: turn a user's error and an interruption into a line on stderr and an exit status.
 
+    continues: the same command continues what was stopped. Else the status is that of any program that a signal ends.
     Of several processes the first one says it, and another one what is wrong with its own data or disk."""
     # They are taken like Ctrl-C; `stop_on_signal` does better while runs train.
     with _handled(STOPPING, signal.default_int_handler), robust_output():
@@ -29,6 +30,8 @@ def exit_status() -> Iterator[None]:
             yield
             sys.stdout.flush()
         except (Interrupted, KeyboardInterrupt, BrokenPipeError) as e:
+            if not continues:
+                sys.exit(128 + (13 if isinstance(e, BrokenPipeError) else signal.SIGINT))  # as SIGPIPE, and silent
             why = UNREAD if isinstance(e, BrokenPipeError) else str(e)
             if _is_main():
                 command = shlex.join([sys.orig_argv[0], *sys.argv])  # the interpreter as it was called

@@ -215,13 +215,13 @@ def first_line(plan: Plan) -> str:
         return " / ".join(dict.fromkeys(form.format(field_value(config, name)) for config in plan.arms.values()))
 
     devices, processes = [device for team in plan.teams for device in team], jax.process_count()
-    sharing = "sharing batches" if len(plan.teams) == 1 else "a run each"
-    count = f"{len(devices)} ({sharing}{f', in {processes} processes' if processes > 1 else ''}) x "
+    used = f": {len(devices)} devices {'that share batches' if len(plan.teams) == 1 else 'with a run each'}"
+    used += f", in {processes} processes" if processes > 1 else ""
     images = dict.fromkeys(f"{check_data(config, plan.data):,}" for config in plan.arms.values())
     parts = [
         plan.folder.name,
         f"{plan.protocol} protocol",
-        (count if len(devices) > 1 else "") + device_name(devices[0]),
+        device_name(devices[0]) + (used if len(devices) > 1 else ""),
         of("precision", "{}"),
         plan.data.name + (": synthetic data, not CIFAR-10" if plan.data.synthetic else ""),
         f"{' / '.join(images)} training images",

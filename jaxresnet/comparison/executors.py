@@ -145,5 +145,8 @@ def spread_over(
             failed.set()
             raise
     errors = [error for end in ends if (error := end.exception())]
-    for error in sorted(errors, key=lambda e: isinstance(e, Interrupted)):  # what failed before what was stopped
-        raise error
+    for error in errors:
+        if not isinstance(error, Interrupted):  # what the others were stopped for
+            raise error
+    if errors:
+        raise Interrupted("; ".join(dict.fromkeys(map(str, errors))))

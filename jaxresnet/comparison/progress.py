@@ -131,6 +131,8 @@ class Progress:
         with self._lock:
             self._active[job] = time.perf_counter()
             self._show(job, "starting" if job.arm in self._starts else "compiling")
+            if self._bar is None and job.arm not in self._starts:
+                self.print(f"{job}: compiling")
 
     def on_progress(self, job: Job, epoch: int, images: int) -> None:
         """After every dispatch. On accelerators that is an epoch."""

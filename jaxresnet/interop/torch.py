@@ -7,7 +7,7 @@ convolution) and .1 (its batch norm), ..., linear. Only `to_torch` needs PyTorch
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,26 +28,39 @@ _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 # Where a checkpoint keeps the state dict: the published project's key first, then other usual ones.
 _KEYS = ("net", "state_dict", "model", "model_state_dict")
-# What wrappers put before each name: DataParallel and AveragedModel, torch.compile, Lightning's modules.
-_PREFIXES = re.compile(r"^((module|_orig_mod|model|net)\.)*")
+# A tensor of the network, after the prefix of what it is wrapped in.
+_TENSOR = re.compile(r"(.*?\.)??((?:conv1|bn1|linear|layer\d+\.\d+\.(?:conv[12]|bn[12]|shortcut\.[01]))\.\w+)")
 
 # Each batch norm of PyTorch counts its training steps, and AveragedModel its averages. Neither count has an effect.
 _COUNTER = "num_batches_tracked"
 _COUNTERS = (_COUNTER, "n_averaged")
 
 
+class Network(NamedTuple):
+    """tensors: of one network in a state dict, by name without the prefix. left_out: names of those that are of none,
+    as a loss's weights."""
+
+    tensors: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+
+
 def from_torch(state_dict: Mapping[str, Any], config: ModelConfig | None = None, key: str | None = None) -> dict:
     """PyTorch's weights as {"params", "batch_stats"}: nested dictionaries of float32 arrays, as `Model.init` gives.
 
     state_dict: name -> tensor or NumPy array, or a checkpoint that holds one, as a published file's {"net": state_dict,
-    "acc": ..., "epoch": ...}. The prefixes of DataParallel, AveragedModel, torch.compile and Lightning are ignored, and
-    so are their counters.
-    config: the network; None reads it off the tensors. key: which state dict of a checkpoint, see `state_dict_keys`.
+    "acc": ..., "epoch": ...}. The network may have a prefix, as those of DataParallel, AveragedModel, torch.compile and
+    Lightning's modules; tensors without it are left out (`Network.left_out`), and so are counters.
+    config: the network; None reads it off the tensors. key: which network of a checkpoint, see `networks_in`.
     float32 keeps every bit, half precision is widened, float64 is rounded. The arrays are copies.
     Raises WeightsError that names every tensor that is missing, extra, of another shape or not of floating point.
     """
+    return variables_of(network_in(state_dict, key), config)
+
+
+def variables_of(network: Network, config: ModelConfig | None = None) -> dict:
+    """What `from_torch` gives, of one network of a checkpoint."""
     all_devices()  # raises a user's error where there is none
-    arrays = _arrays(state_dict_of(state_dict, key))
+    arrays = _arrays(network)
     config = config or _network_of(arrays)
     _check(arrays, config)
 
@@ -85,39 +98,74 @@ def torch_arrays(variables: Mapping[str, Any], num_batches_tracked: int = 0) -> 
     return dict(sorted((arrays | counters).items()))
 
 
-def state_dict_keys(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The keys of the state dicts inside a checkpoint, first the one that is read where none is asked for. Empty for a
-    state dict itself."""
-    found = [str(name) for name, value in checkpoint.items() if _holds_tensors(value)]
-    usual = [key for key in _KEYS if key in found]
-    return [] if _holds_tensors(checkpoint) else usual + [key for key in found if key not in usual]
+def networks_in(checkpoint: Mapping[str, Any]) -> dict[str, Network]:
+    """The networks of a state dict, or of a checkpoint that holds state dicts, by key; usual keys first.
+
+    A key is that of the state dict, and where this holds several networks also the prefix of their tensors: "net",
+    "ema", "state_dict.ema_net". A state dict of one network has the key "". Raises WeightsError for what is no mapping.
+    """
+    found = {}
+    for key, state_dict in _state_dicts(checkpoint).items():
+        networks = _networks(state_dict)
+        for prefix, network in networks.items():
+            found[".".join(filter(None, (key, prefix.rstrip(".") if len(networks) > 1 else "")))] = network
+    return found
+
+
+def network_in(checkpoint: Mapping[str, Any], key: str | None = None) -> Network:
+    """The network of that key; None takes that of the first state dict. Raises WeightsError where there is none, and
+    where a state dict holds several and `key` chooses none."""
+    networks = networks_in(checkpoint)
+    keys = [one for one in networks if one]
+    if key is None and len(_networks(next(iter(_state_dicts(checkpoint).values())))) > 1:
+        raise WeightsError(f"holds several networks, and one is to be chosen by its key: {', '.join(keys)}")
+    if key is not None and key not in networks:
+        raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
+    return next(iter(networks.values())) if key is None else networks[key]
+
+
+def _state_dicts(checkpoint: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """{key: state dict}, usual keys first; {"": itself} where it holds none."""
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"{type(checkpoint).__name__} is not a state dict, name -> tensor; give net.state_dict()")
+    inner = {str(key): value for key, value in checkpoint.items() if _holds_tensors(value)}
+    if _holds_tensors(checkpoint) or not inner:
+        return {"": checkpoint}
+    return dict(sorted(inner.items(), key=lambda item: _KEYS.index(item[0]) if item[0] in _KEYS else len(_KEYS)))
 
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(str(name).endswith((".weight", ".bias")) for name in value)
 
 
-def state_dict_of(checkpoint: Mapping[str, Any], key: str | None = None) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint, that of `key` or a usual one; a state dict itself as it is.
+def _networks(state_dict: Mapping[str, Any]) -> dict[str, Network]:
+    """{prefix: network} of one state dict. There is one at least: what it lacks `_check` says."""
+    tensors = {str(name): tensor for name, tensor in state_dict.items()}
+    found: dict[str, set[str]] = {}
+    for name in tensors:
+        if match := _TENSOR.fullmatch(name):
+            found.setdefault(match[1] or "", set()).add(match[2])
+    prefixes = sorted({p for p, names in found.items() if "conv1.weight" in names} or found or {""})
 
-    Raises WeightsError where there is none of that key."""
-    if not isinstance(checkpoint, Mapping):
-        raise WeightsError(f"{type(checkpoint).__name__} is not a state dict, name -> tensor; give net.state_dict()")
-    keys = state_dict_keys(checkpoint)
-    if key is not None and key not in keys:
-        raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
-    return checkpoint[key or keys[0]] if keys else checkpoint
+    def prefix_of(name: str) -> str | None:
+        return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+
+    left_out = tuple(name for name in tensors if prefix_of(name) is None and not name.endswith(_COUNTERS))
+    return {
+        prefix: Network({n.removeprefix(prefix): t for n, t in tensors.items() if prefix_of(n) == prefix}, left_out)
+        for prefix in prefixes
+    }
 
 
-def model_config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
-    """The network that a state dict is of: blocks from the names; width, shortcut kernel and classes from the shapes;
+def model_config_of(network: Network) -> ModelConfig:
+    """The network that the tensors are of: blocks from the names; width, shortcut kernel and classes from the shapes;
     the pool that 32x32 images need. Raises WeightsError where this library has no such network."""
-    return _network_of(_arrays(state_dict_of(state_dict)))
+    return _network_of(_arrays(network))
 
 
-def counted_batches(state_dict: Mapping[str, Any]) -> int:
+def counted_batches(network: Network) -> int:
     """The training steps that the first batch norm has counted, 0 where there is no count."""
-    return int(_tensors(state_dict_of(state_dict)).get(f"bn1.{_COUNTER}", 0))
+    return int(network.tensors.get(f"bn1.{_COUNTER}", 0))
 
 
 def require_torch() -> Any:
@@ -149,18 +197,9 @@ def _abstract_variables(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
-def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """{name without prefixes: tensor} of a state dict."""
-    tensors = {_PREFIXES.sub("", str(name)): tensor for name, tensor in state_dict.items()}
-    if len(tensors) < len(state_dict):
-        raise WeightsError("holds the tensors of several networks, with other prefixes; give those of one")
-    return tensors
-
-
-def _arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(network: Network) -> dict[str, np.ndarray]:
     """All tensors but the counters, by name, in PyTorch's layout."""
-    tensors = _tensors(state_dict)
-    return {name: _numpy(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
+    return {name: _numpy(tensor) for name, tensor in network.tensors.items() if not name.endswith(_COUNTERS)}
 
 
 def _numpy(tensor: Any) -> np.ndarray:

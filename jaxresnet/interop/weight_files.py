@@ -1,4 +1,4 @@
-"""Weights in files: PyTorch's .pth, .safetensors and folders of this library, each to any other.
+"""Weights in files: PyTorch's .pth (also .pt, .ckpt), .safetensors and folders of this library, each to any other.
 
 A .pth is a pickle, which can run any code. PyTorch reads it with `weights_only=True`, which builds tensors and plain
 values and refuses the rest.
@@ -20,20 +20,21 @@ from jaxresnet.errors import StorageError, WeightsError, printable
 from jaxresnet.files import local_path, write_bytes
 from jaxresnet.interop.torch import (
     counted_batches,
-    from_torch,
     model_config_of,
+    network_in,
+    networks_in,
     require_torch,
-    state_dict_keys,
-    state_dict_of,
     to_torch,
     torch_arrays,
+    variables_of,
 )
 from jaxresnet.training.checkpoint import Record, save_weights
 from jaxresnet.training.predict import load_variables
 from jaxresnet.training.state import Weights
 
-_FILES = (".pth", ".pt", ".safetensors")  # all else is a folder
-_KNOWN = "known are .pth, .pt, .safetensors and folders, whose names have no ending"
+_PICKLES = (".pth", ".pt", ".ckpt")  # the last is Lightning's
+_FILES = (*_PICKLES, ".safetensors")  # all else is a folder
+_KNOWN = f"known are {', '.join(_FILES)} and folders, whose names have no ending"
 _FACTS = ("step", "kind", "accuracy", "epoch")  # what a folder notes of converted weights
 
 
@@ -42,7 +43,8 @@ class ReadWeights(NamedTuple):
 
     variables: {"params", "batch_stats"}. step: training steps that the batch statistics were gathered in. kind: "fast"
     or "slow" of a run with Lookahead, else None. accuracy, in percent, and epoch, from 0: of the chosen epoch, None
-    where the source does not tell. keys: of a checkpoint, that of the state dict that was read, then those of others.
+    where the source does not tell. keys: of the networks in a checkpoint, that which was read first. left_out: names of
+    tensors that are of no network.
     """
 
     config: ModelConfig
@@ -52,6 +54,7 @@ class ReadWeights(NamedTuple):
     accuracy: float | None = None
     epoch: int | None = None
     keys: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def convert(
@@ -64,22 +67,23 @@ def convert(
     """Write the weights in `source` to `target`, in the form that each name says, and return them. Float32 keeps every
     bit.
 
-    source: a .pth or .pt with a state dict or a published file's {"net", "acc", "epoch"}, a .safetensors, or the folder
-    of a run (out/runs/<id>, or its checkpoints), of which the chosen epoch is taken. target: a new file of these kinds,
-    or else a new folder, for `predict` and `load_variables`.
+    source: a .pth, .pt or .ckpt with a state dict or a checkpoint around it, as a published file's {"net", "acc",
+    "epoch"} or Lightning's; a .safetensors; or the folder of a run (out/runs/<id>, or its checkpoints), of which the
+    chosen epoch is taken. target: a new file of these kinds, or else a new folder, for `predict` and `load_variables`.
     weights: Lookahead's fast or slow ones, from a run's folder; None takes those that the run was scored on.
-    key: of the state dict in a file that holds several; None takes a usual one, `ReadWeights.keys` says which.
+    key: which network of a file that holds several (`networks_in`); None takes a usual one, `ReadWeights.keys` says
+    which.
     wrap: write {"net", "acc", "epoch"} to a .pth. acc is the chosen epoch's accuracy in percent: on the test set, or on
     the validation set where the test set was not scored every epoch.
     Raises WeightsError for a damaged file, another network, a target that exists, and options that do not fit;
     ResultsError for a folder without weights, StorageError where the target cannot be written, UserError where PyTorch
-    is needed (.pth, .pt) and missing.
+    is needed (.pth, .pt, .ckpt) and missing.
     """
     source, target = local_path(source), local_path(target)
     suffix = target.suffix.lower()
     if suffix not in _FILES and suffix[1:2].isalpha():
         raise WeightsError(f"{target}: cannot write {target.suffix} files; {_KNOWN}")
-    if wrap and suffix not in (".pth", ".pt"):
+    if wrap and suffix not in _PICKLES:
         raise WeightsError(f'{target}: cannot hold {{"net", "acc", "epoch"}}; choose a .pth, or leave --wrap out')
     if os.path.lexists(target):
         raise WeightsError(f"{target}: is there already, and nothing is overwritten; choose another name")
@@ -109,10 +113,11 @@ def read_weights(
         raise WeightsError(f"{source}: a file holds one set of weights; leave --weights {weights} out")
     content = _read_file(source)
     try:
-        state_dict = state_dict_of(content, key)
-        keys = sorted(state_dict_keys(content), key=lambda one: one != key)  # the one that is asked for first
-        config, step = model_config_of(state_dict), counted_batches(state_dict)
-        read = ReadWeights(config, from_torch(state_dict, config), step, keys=tuple(keys))
+        network = network_in(content, key)
+        keys = sorted(filter(None, networks_in(content)), key=lambda one: one != key)  # the one that is asked for first
+        config = model_config_of(network)
+        variables = variables_of(network, config)
+        read = ReadWeights(config, variables, counted_batches(network), keys=tuple(keys), left_out=network.left_out)
     except WeightsError as error:
         raise WeightsError(f"{source}: {printable(str(error))}") from error
     if keys[:1] != ["net"]:

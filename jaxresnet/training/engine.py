@@ -58,7 +58,8 @@ def check_devices(config: TrainConfig, num_train: int, num_devices: int) -> None
     """Raise ConfigError unless so many devices can share the run's batches."""
     if config.batch_size % num_devices:
         raise ConfigError(
-            f"batch_size={config.batch_size}: must be a multiple of the {num_devices} devices that share a batch"
+            f"batch_size={config.batch_size}: must be a multiple of the {num_devices} devices that share it. Or give "
+            'each device a run of its own: --devices runs (compare: spread="runs")'
         )
     if config.batch_size > num_train:
         raise ConfigError(f"batch_size={config.batch_size}: must be at most the {num_train} training images")

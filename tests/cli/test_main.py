@@ -215,7 +215,7 @@ def test_a_comparison_that_fails_keeps_no_other_from_running(run_demo):
 def test_devices_runs_gives_each_device_a_run(run_demo, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: DEVICES[:2])
     code, out, err = run_demo([small("one")], "--devices", "runs", "--seeds", "0", "1")
-    assert (code, err) == (0, "") and " | 2 (a run each) x " in out.splitlines()[0]
+    assert (code, err) == (0, "") and ": 2 devices with a run each | " in out.splitlines()[0]
     assert out.count(": epoch 3/3") == 2 and re.search(r"about 0 s left\n\n", out)
 
 
@@ -227,7 +227,7 @@ def test_the_first_line_has_each_value_in_which_arms_differ_once(tiny_data, tmp_
         "C": with_fields(BASE, fields),
     }
     line = first_line(prepare(arms, (0, 2), tiny_data, tmp_path, name="x", protocol="published"))
-    assert line.startswith(f"x | published protocol | {len(DEVICES)} (sharing batches) x ")
+    assert line.startswith("x | published protocol | ") and f": {len(DEVICES)} devices that share batches | " in line
     assert " | bfloat16 / float32 | " in line and line.endswith(
         " | 256 / 156 training images | width 32 / 64, batch 64 / 128, epochs 1,000 / 51 | A vs B vs C | seeds 0, 2"
     )

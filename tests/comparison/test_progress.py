@@ -47,6 +47,17 @@ def times_left(monkeypatch, capsys):
     return told
 
 
+def test_an_arm_that_compiles_says_so_once(capsys):
+    with Progress([JOB, job("Adam [b]", seed=1)]) as progress:
+        for each in (JOB, job("Adam [b]", seed=1)):
+            progress.on_run(each)
+            progress.on_epoch(each, [row()])
+            progress.on_end(each)
+    assert [line for line in capsys.readouterr().out.splitlines() if "compiling" in line] == [
+        "Adam [b], seed 0: compiling"
+    ]
+
+
 def test_the_time_left_is_by_the_clock_with_evaluation_and_with_compiling_once_an_arm(times_left):
     """Epochs of 3 s, 2 of them training. The first one of each arm takes 30 s more."""
     jobs = [job(arm, seed) for seed in (0, 1) for arm in "ab"]

@@ -11,7 +11,7 @@ from support.tiny import assert_same_bits
 
 from jaxresnet.config import ModelConfig
 from jaxresnet.errors import WeightsError
-from jaxresnet.interop.torch import counted_batches, from_torch, model_config_of, to_torch, torch_arrays
+from jaxresnet.interop.torch import counted_batches, from_torch, model_config_of, network_in, to_torch, torch_arrays
 from jaxresnet.nn.resnet import build_model
 
 CONFIGS = [
@@ -32,7 +32,7 @@ def refusal(tensors, config=None) -> str:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_variables_are_those_that_the_network_starts_with(config):
     tensors = numbers(config)
-    assert model_config_of(tensors) == config, "the network is read off the tensors"
+    assert model_config_of(network_in(tensors)) == config, "the network is read off the tensors"
     variables, model = from_torch(tensors), build_model(config)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     assert jax.tree.structure(variables) == jax.tree.structure(expected)
@@ -62,7 +62,9 @@ def test_all_forms_of_a_state_dict_give_the_same(wrap, prefix):
     form = {prefix + name: array for name, array in state_dict(steps=9).items()}
     form = {wrap: form, "acc": 91.26, "epoch": 50} if wrap else form
     assert_same_bits(from_torch(form, SMALL), from_torch(state_dict()))
-    assert model_config_of(form) == SMALL and counted_batches(form) == 9 and counted_batches(state_dict()) == 0
+    network = network_in(form)
+    assert model_config_of(network) == SMALL and counted_batches(network) == 9
+    assert counted_batches(network_in(state_dict())) == 0
 
 
 def test_other_precisions_become_float32():
@@ -136,7 +138,7 @@ def test_pytorchs_network_takes_them_and_gives_them_back(config):
 
     net = oracle.build(config)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    assert model_config_of(before) == config
+    assert model_config_of(network_in(before)) == config
     variables = from_torch(net.state_dict())
     with torch.no_grad():
         for tensor in (*net.state_dict().values(), *to_torch(variables).values()):

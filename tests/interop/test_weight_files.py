@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written_or_overwritten(tmp_
     before = contents(tmp_path)
     for source, target, options, reason in (
         *(("a.safetensors", name, {}, "nothing is overwritten") for name in ("b.safetensors", "empty", "link")),
-        ("a.safetensors", "x.CKPT", {}, "WeightsError: x.CKPT: cannot write .CKPT files; known are .pth, .pt"),
+        ("a.safetensors", "x.ONNX", {}, "WeightsError: x.ONNX: cannot write .ONNX files; known are .pth, .pt, .ckpt"),
         ("a.safetensors", "run", {"weights": "fast"}, "leave --weights fast out"),
         ("a.safetensors", "c.safetensors", {"wrap": True}, "choose a .pth, or leave --wrap out"),
         ("b.safetensors", "run", {}, "WeightsError: b.safetensors: not the weights of a network of 1, 1 blocks"),
