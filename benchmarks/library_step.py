@@ -66,7 +66,8 @@ class LibraryStep:
         best = engine.copy_weights(self._state)
         engine.evaluate(self._engine, best.fast, self._batches)
         with tempfile.TemporaryDirectory() as folder:
-            save(folder, Saved(self._state, engine.init_totals(self._engine), best, Record({}, {})))
+            state, best = engine.unpacked(self._engine, (self._state, best))
+            save(folder, Saved(state, engine.init_totals(self._engine), best, Record({}, {})))
 
     @property
     def dispatch(self) -> str:

@@ -20,7 +20,7 @@ from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import Hypers, epoch_hypers, hypers_of, make_schedule
 from jaxresnet.training.devices import Devices, map_and_compile, replicate
 from jaxresnet.training.metrics import Sums, TrainTotals, zero_totals
-from jaxresnet.training.packing import AS_IT_IS, vectors
+from jaxresnet.training.packing import Layout, vectors
 from jaxresnet.training.state import TrainState, Weights, as_key, create_train_state, weights_of
 from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train_steps
 
@@ -47,6 +47,10 @@ class Engine(NamedTuple):
     devices: Devices
     platform: str
     steps_per_dispatch: int
+
+    @property
+    def layout(self) -> Layout:
+        return _layout(self.config.model, self.config.optim, self.platform)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,8 +130,19 @@ def place_batches(split: Split, batch_size: int, devices: Devices) -> list[Batch
 
 
 def init_state(engine: Engine, seed: int) -> TrainState:
-    """The state before the first step."""
-    return replicate(_init(engine.config.model, engine.config.optim, engine.platform)(jnp.uint32(seed)), engine.devices)
+    """The state before the first step, packed."""
+    state = _init(engine.config.model, engine.config.optim, engine.platform)(jnp.uint32(seed))
+    return packed(engine, state)
+
+
+def packed(engine: Engine, tree: Any) -> Any:
+    """A state or weights as the programs take and return them, on the devices. See `packing`."""
+    return replicate(engine.layout.pack(jax.tree.map(np.array, tree)), engine.devices)
+
+
+def unpacked(engine: Engine, tree: Any) -> Any:
+    """The inverse: a tree of the network's arrays, for checkpoints and for the caller of `fit`. Copies."""
+    return replicate(engine.layout.unpack(jax.tree.map(np.array, tree)), engine.devices)
 
 
 @cache
@@ -138,6 +153,11 @@ def _init(model: ModelConfig, optim: OptimConfig, platform: str) -> Callable[[Ar
 
 def _state_shapes(model: ModelConfig, optim: OptimConfig, platform: str) -> TrainState:
     return jax.eval_shape(_init(model, optim, platform), jnp.uint32(0))  # traced once, with what will be called
+
+
+@cache
+def _layout(model: ModelConfig, optim: OptimConfig, platform: str) -> Layout:
+    return vectors(_state_shapes(model, optim, platform), outputs_first=platform == "gpu")
 
 
 def init_totals(engine: Engine) -> TrainTotals:
@@ -186,10 +206,9 @@ def _train_program(engine: Engine, batch_size: int, count: int | None) -> Callab
     """`steps.train_steps`, compiled: (state, totals, hypers, images, labels, plan, start, count) -> (state, totals).
 
     `state` and `totals` are donated. The last argument counts only where this one is None."""
-    state, num_train = _state_shapes(engine.config.model, engine.config.optim, engine.platform), engine.num_train
+    layout, num_train = engine.layout, engine.num_train
+    state = jax.eval_shape(layout.pack, _state_shapes(engine.config.model, engine.config.optim, engine.platform))
     recipe = make_recipe(engine.config, num_train, len(engine.devices), engine.platform)
-    # On a GPU a loop carries the state as a few long vectors.
-    layout = vectors(state) if engine.platform == "gpu" and count != 1 else AS_IT_IS
 
     def steps(state: Any, totals: Any, hypers: Any, images: Any, labels: Any, plan: Any, start: Any, n: Any, rank: Any):
         data = (hypers, images, labels, plan, start, rank)
@@ -207,8 +226,9 @@ def _eval_program(model: ModelConfig, batch_size: int, platform: str, devices: D
     """`steps.eval_step`, compiled: (variables, images, labels) -> sums over a batch of `batch_size`."""
     config = TrainConfig(model=model)
     recipe: Recipe = make_recipe(config, config.batch_size, len(devices), platform)
-    variables = weights_of(_state_shapes(model, OptimConfig(), platform)).fast
-    return map_and_compile(partial(eval_step, recipe), (variables, *_abstract_data(batch_size)), devices)
+    layout = _layout(model, OptimConfig(), platform)
+    variables = jax.eval_shape(layout.pack, weights_of(_state_shapes(model, OptimConfig(), platform)).fast)
+    return map_and_compile(partial(eval_step, recipe, layout), (variables, *_abstract_data(batch_size)), devices)
 
 
 def _abstract_data(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -239,7 +259,7 @@ def train(
     plan: EpochPlan,
     dispatch: tuple[int, int, int],
 ) -> tuple[TrainState, TrainTotals]:
-    """Train on the batches of one of `dispatches`. `state` and `totals` are donated.
+    """Train on the batches of one of `dispatches`. `state`, packed, and `totals` are donated.
 
     images: (N, 32, 32, 3) uint8, labels: (N,) int32, all training images, on the devices, as are hypers and plan."""
     step, count, batch_size = dispatch
@@ -249,7 +269,7 @@ def train(
 
 
 def evaluate(engine: Engine, variables: dict[str, Any], batches: Sequence[Batch]) -> Sums:
-    """Sums over all batches of `place_batches`, on the host."""
+    """Sums over all batches of `place_batches`, on the host. variables: packed."""
     model, platform, devices = engine.config.model, engine.platform, engine.devices
     sums = [_eval_program(model, len(b[1]), platform, devices)(variables, *b) for b in batches]
     return jax.tree.map(lambda *parts: sum(np.asarray(part).astype(np.float64) for part in parts), *sums)

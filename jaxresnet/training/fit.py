@@ -101,7 +101,9 @@ def fit(
         state = engine.init_state(programs, config.seed)
         run = Saved(state, engine.init_totals(programs), engine.copy_weights(state), record)
         if workdir is not None:
-            run = resume(workdir, run, restart)
+            run = _converted(
+                resume(workdir, _converted(run, programs, engine.unpacked), restart), programs, engine.packed
+            )
         saved_at = save_seconds = 0.0  # when the last checkpoint was finished, and what it took
         record = run.record
         start = time.perf_counter()
@@ -119,7 +121,7 @@ def fit(
                 stopped = epoch + 1 < config.num_epochs and stop()
             if workdir is not None and (stopped or due):
                 start = time.monotonic()
-                checkpoint.save(workdir, run)
+                checkpoint.save(workdir, _converted(run, programs, engine.unpacked))
                 saved_at = time.monotonic()
                 save_seconds = saved_at - start
             if on_epoch and len(record.history) > epoch:
@@ -128,7 +130,13 @@ def fit(
                 kept = f"checkpoint in {workdir}" if workdir else "nothing was kept: the run has no work folder"
                 raise Interrupted(kept)
 
-        return Result(record.history, _summary(config, run, score, compile_seconds), run.best, run.state)
+        summary, run = _summary(config, run, score, compile_seconds), _converted(run, programs, engine.unpacked)
+        return Result(record.history, summary, run.best, run.state)
+
+
+def _converted(run: Saved, programs: engine.Engine, convert: Callable[[engine.Engine, Any], Any]) -> Saved:
+    """With its state and weights packed, as they train, or unpacked, as they are saved and returned."""
+    return run._replace(state=convert(programs, run.state), best=convert(programs, run.best))
 
 
 def _train_epoch(

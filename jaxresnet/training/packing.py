@@ -1,10 +1,11 @@
-"""The train state as a few long vectors, for the loop over an epoch on a GPU.
+"""The train state as a few long vectors, while it trains.
 
-The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA gives
-the optimiser a kernel or more for each, and copies each from one pass of the loop to the next: half of a step's kernels
-then move a kilobyte or so, and cost the time that it takes to start them. As vectors they take a handful, and several
-devices average all gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only
-the order in which norms are added up differs.
+The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA compiles
+a kernel or more for each in the optimiser and in every norm, and copies each from one pass of the loop over steps to
+the next. On a CPU half of the time to compile a step went there; on a GPU half of a step's kernels moved a kilobyte or
+so, and cost the time that it takes to start them. As vectors they take a handful, and several devices average all
+gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only the order in which
+norms are added up differs.
 """
 
 from collections.abc import Callable
@@ -13,82 +14,69 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxresnet.training.state import TrainState
 
 
 class Layout(NamedTuple):
-    """How the loop keeps the weights and the batch statistics of a network: `pack` and `unpack` of each, and of a whole
-    state. Packed or not, an optimiser can be given them."""
+    """pack: any tree, with a vector in place of each tree of weights (params, gradients, moments, slow weights) and of
+    each tree of batch statistics. unpack: the inverse. Both take a whole state, `Weights`, variables, or one such tree,
+    and compute with NumPy where they are given its arrays."""
 
     pack: Callable[[Any], Any]
     unpack: Callable[[Any], Any]
-    pack_stats: Callable[[Any], Any]
-    unpack_stats: Callable[[Any], Any]
-    pack_state: Callable[[TrainState], TrainState]
-    unpack_state: Callable[[TrainState], TrainState]
 
 
 def _same(tree: Any) -> Any:
     return tree
 
 
-AS_IT_IS = Layout(_same, _same, _same, _same, _same, _same)
+AS_IT_IS = Layout(_same, _same)
 
 
-def vectors(like: TrainState) -> Layout:
-    """A vector for all weights, one for each moment and for the slow weights, and one for the batch statistics.
+def vectors(like: TrainState, outputs_first: bool) -> Layout:
+    """like: a state of the run, arrays or shapes. Its weights must be of one dtype, and so must its statistics.
 
-    like: a state of the run, arrays or shapes. All its weights and statistics must be of one dtype.
-    """
-    structure: Any = jax.tree.structure(like.params)
+    outputs_first: a kernel's output channels are its slowest axis in the vector, as cuDNN takes and returns them, so
+    that nothing is transposed. Else kernels lie there as they are."""
+    trees = [like.params, like.batch_stats]
+    structures = [jax.tree.structure(tree) for tree in trees]
+    by_length = {sum(leaf.size for leaf in jax.tree.leaves(tree)): tree for tree in trees}  # weights are far more
 
-    def is_params(tree: Any) -> bool:
-        return bool(structure == jax.tree.structure(tree))
+    def ordered(leaf: Any, module: Any) -> Any:
+        return module.moveaxis(leaf, -1, 0) if outputs_first else leaf
 
-    def unpack(vector: Array) -> Any:
-        return _from_vector(vector, like.params)
+    def as_it_was(part: Any, shape: tuple[int, ...], module: Any) -> Any:
+        if not outputs_first:
+            return part.reshape(shape)
+        return module.moveaxis(part.reshape(shape[-1], *shape[:-1]), 0, -1)
 
-    def unpack_stats(vector: Any) -> Any:
-        return _from_vector(vector, like.batch_stats)
+    def to_vector(tree: Any) -> Any:
+        leaves = jax.tree.leaves(tree)
+        module = _module_of(leaves[0])
+        return module.concatenate([ordered(leaf, module).ravel() for leaf in leaves])
 
-    def pack_state(state: TrainState) -> TrainState:
-        return state._replace(
-            params=_to_vector(state.params),
-            batch_stats=_to_vector(state.batch_stats),
-            slow_batch_stats=_to_vector(state.slow_batch_stats) if state.slow_batch_stats else {},
-            opt_state=jax.tree.map(lambda t: _to_vector(t) if is_params(t) else t, state.opt_state, is_leaf=is_params),
-        )
+    def from_vector(vector: Any, like: Any) -> Any:
+        leaves, structure = jax.tree.flatten(like)
+        module = _module_of(vector)
+        parts = module.split(vector, np.cumsum([leaf.size for leaf in leaves])[:-1])
+        arrays = [as_it_was(part, leaf.shape, module) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, arrays)
 
-    def unpack_state(state: TrainState) -> TrainState:
-        return state._replace(
-            params=unpack(state.params),
-            batch_stats=unpack_stats(state.batch_stats),
-            slow_batch_stats=unpack_stats(state.slow_batch_stats) if like.slow_batch_stats else {},
-            opt_state=jax.tree.map(
-                lambda tree, packed: unpack(packed) if is_params(tree) else packed,
-                like.opt_state,
-                state.opt_state,
-                is_leaf=is_params,
-            ),
-        )
+    def pack(tree: Any) -> Any:
+        def is_one(part: Any) -> bool:
+            return jax.tree.structure(part) in structures
 
-    return Layout(_to_vector, unpack, _to_vector, unpack_stats, pack_state, unpack_state)
+        return jax.tree.map(lambda part: to_vector(part) if is_one(part) else part, tree, is_leaf=is_one)
 
+    def unpack(tree: Any) -> Any:
+        def one(array: Any) -> Any:
+            return from_vector(array, by_length[array.size]) if array.ndim == 1 and array.size in by_length else array
 
-def _to_vector(tree: Any) -> Array:
-    """All leaves one after another; a kernel's output channels are its slowest axis, as cuDNN takes and returns them,
-    so that packing transposes nothing."""
-    return jnp.concatenate([jnp.moveaxis(leaf, -1, 0).ravel() for leaf in jax.tree.leaves(tree)])
+        return jax.tree.map(one, tree)
+
+    return Layout(pack, unpack)
 
 
-def _from_vector(vector: Array, like: Any) -> Any:
-    """The inverse: a tree with the shapes of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    parts = jnp.split(vector, ends[:-1])
-    shapes = [(leaf.shape[-1], *leaf.shape[:-1]) for leaf in leaves]
-    return jax.tree.unflatten(
-        structure, [jnp.moveaxis(p.reshape(s), 0, -1) for p, s in zip(parts, shapes, strict=True)]
-    )
+def _module_of(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else jnp

@@ -28,10 +28,12 @@ AXIS = "devices"  # name of the mapped axis
 class Recipe(NamedTuple):
     """What the programs of a run are compiled for. All else (seed, rates, data) is an argument of theirs.
 
-    model: its batch statistics are those of all devices. lone_model: the same network, for a batch that every device
-    computes whole. skip_nonfinite: whether a step whose numbers are not finite is left out.
+    axis: the mapped axis, None with a single device. model: its batch statistics are those of all devices. lone_model:
+    the same network, for a batch that every device computes whole. skip_nonfinite: whether a step whose numbers are not
+    finite is left out.
     """
 
+    axis: str | None
     model: Model
     lone_model: Model
     augment: AugmentConfig
@@ -40,11 +42,20 @@ class Recipe(NamedTuple):
     num_devices: int
     skip_nonfinite: bool
 
+    def mean(self, tree: Any) -> Any:
+        """Over all devices. (Of one device, XLA would copy it.)"""
+        return tree if self.axis is None else lax.pmean(tree, self.axis)
+
+    def sum(self, tree: Any) -> Any:
+        return tree if self.axis is None else lax.psum(tree, self.axis)
+
 
 def make_recipe(config: TrainConfig, num_train: int, num_devices: int, platform: str) -> Recipe:
     """platform: "cpu", "gpu" or "tpu", where the programs will run."""
+    axis = AXIS if num_devices > 1 else None
     return Recipe(
-        model=build_model(config.model, AXIS, platform),
+        axis=axis,
+        model=build_model(config.model, axis, platform),
         lone_model=build_model(config.model, None, platform),
         augment=config.augment,
         optim=config.optim,
@@ -69,10 +80,10 @@ def train_step(
 
     images: (B, 32, 32, 3) uint8. labels: (B,) int32. plan: the B draws of their augmentation. hypers: see
     `epoch_hypers`, the numbers of every step of the epoch. shared: whether the devices have different images. layout:
-    how `state` keeps its weights, see `packing`.
+    how the weights and statistics of `state` are packed.
     """
     batch = augment_batch(images, plan, recipe.augment)  # (B, 32, 32, 3) float32
-    batch_stats = layout.unpack_stats(state.batch_stats)
+    batch_stats = layout.unpack(state.batch_stats)
     model = recipe.model if shared else recipe.lone_model
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
@@ -80,7 +91,7 @@ def train_step(
         return cross_entropy(logits, labels).mean(), (variables["batch_stats"], logits)
 
     grads, (new_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
-    grads, new_stats = lax.pmean(layout.pack(grads), AXIS), layout.pack_stats(new_stats)
+    grads, new_stats = recipe.mean(layout.pack(grads)), layout.pack(new_stats)
 
     numbers = at_step(hypers, lax.rem(state.step, jnp.int32(recipe.steps_per_epoch)))
     tx = make_step_optimizer(recipe.optim, numbers)
@@ -92,7 +103,7 @@ def train_step(
     new_state = TrainState(state.step + 1, params, new_stats, slow_stats, opt_state, state.key)
 
     sums = batch_sums(logits, labels)
-    sums = lax.psum(sums, AXIS) if shared else sums
+    sums = recipe.sum(sums) if shared else sums
     norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])
     # Activations can be too large for their variance and the loss still be finite: batch statistics count as well.
     statistics = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(new_stats)])
@@ -131,19 +142,23 @@ def train_steps(
         rows = jax.tree.map(lambda column: lax.dynamic_slice_in_dim(column, first, size), plan)
         return train_step(recipe, layout, *carry, hypers, images[rows.order], labels[rows.order], rows, shared)
 
-    carry = layout.pack_state(state), totals
-    carry = step(0, carry) if isinstance(count, int) and count == 1 else lax.fori_loop(0, count, step, carry)
-    return layout.unpack_state(carry[0]), carry[1]
+    if isinstance(count, int) and count == 1:
+        return step(0, (state, totals))
+    return lax.fori_loop(0, count, step, (state, totals))
 
 
-def eval_step(recipe: Recipe, variables: dict[str, Any], images: Array, labels: Array, rank: Array) -> Sums:
-    """The sums over one batch, which all devices have whole: images (B, 32, 32, 3) uint8, labels (B,) int32."""
+def eval_step(
+    recipe: Recipe, layout: Layout, variables: dict[str, Any], images: Array, labels: Array, rank: Array
+) -> Sums:
+    """The sums over one batch, which all devices have whole: images (B, 32, 32, 3) uint8, labels (B,) int32.
+
+    layout: how `variables` are packed."""
     shared, size = _part(recipe, len(labels))
     if shared:
         images, labels = (lax.dynamic_slice_in_dim(array, rank * size, size) for array in (images, labels))
-    logits, _ = recipe.model.apply(variables, normalise(images), False)
+    logits, _ = recipe.model.apply(layout.unpack(variables), normalise(images), False)
     sums = batch_sums(logits, labels)
-    return lax.psum(sums, AXIS) if shared else sums
+    return recipe.sum(sums) if shared else sums
 
 
 def _part(recipe: Recipe, batch_size: int) -> tuple[bool, int]:

@@ -134,7 +134,7 @@ def script_scores(monkeypatch, **accuracies):
     def scripted(programs, variables, batches):
         split = "test" if sum(len(labels) for _, labels in batches) == 100 else "val"
         done = sum(name == split for name, _ in scored)
-        scored.append((split, leaves(variables)))
+        scored.append((split, leaves(engine.unpacked(programs, variables))))
         return Sums(10_000, int(100 * accuracies[split][done]), 10_000)
 
     monkeypatch.setattr(engine, "evaluate", scripted)

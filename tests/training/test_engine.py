@@ -49,7 +49,8 @@ def test_one_device_equals_eight(one, tiny_data):
         assert any(part in path for path in paths)
     assert_same_to_rounding(several.weights, one.weights)
     assert_same_to_rounding(several.state, one.state, rtol=5e-4)  # later, and Adam's moments see more of the rounding
-    start = engine.init_state(make_engine(STEADY_PARTIAL, several.summary["num_train"], ONE), STEADY_PARTIAL.seed)
+    programs = make_engine(STEADY_PARTIAL, several.summary["num_train"], ONE)
+    start = engine.unpacked(programs, engine.init_state(programs, STEADY_PARTIAL.seed))
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start.params, one.state.params)), strict=True)]
     assert min(moved) > 1e-4, "far more than rounding"
     assert_same_rows(several.history, one.history)
@@ -82,7 +83,7 @@ def test_a_batch_that_every_device_computes_counts_once_and_a_step_consumes_its_
         given = replicate((epoch_hypers(STEADY_PARTIAL.optim, 5, 3, 0), *data), programs.devices)
         after, _ = engine.train(programs, state, engine.init_totals(programs), *given, (4, 1, 4))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)), "it needs the memory of one, not two"
-        found.append(leaves(after.batch_stats))
+        found.append(leaves(engine.unpacked(programs, after.batch_stats)))
     for (path, alone), (_, several) in zip(*found, strict=True):
         np.testing.assert_allclose(several, alone, rtol=4e-6, atol=1e-6, err_msg=path)
 

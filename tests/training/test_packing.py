@@ -11,7 +11,7 @@ from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import hypers_of
 from jaxresnet.training.packing import vectors
-from jaxresnet.training.state import create_train_state
+from jaxresnet.training.state import create_train_state, weights_of
 
 OPTIMISERS = {
     "Adam in Lookahead that pulls the momentum back": OptimConfig(lookahead_momentum="pullback", sync_period=2),
@@ -35,13 +35,17 @@ def state_shapes(config):
     return jax.eval_shape(lambda: create_train_state(build_model(MODEL), optimiser, 0))
 
 
+@pytest.mark.parametrize("outputs_first", [False, True])
 @pytest.mark.parametrize("config", OPTIMISERS.values(), ids=OPTIMISERS)
-def test_as_vectors_a_state_is_the_same_and_an_optimiser_moves_it_alike(config):
+def test_as_vectors_a_state_is_the_same_and_an_optimiser_moves_it_alike(config, outputs_first):
     tree = random_like(state_shapes(config))
-    layout = vectors(tree)
-    pack, pack_state, unpack_state = map(jax.jit, (layout.pack, layout.pack_state, layout.unpack_state))
-    packed = pack_state(tree)
-    assert_same_bits(unpack_state(packed), tree)
+    layout = vectors(tree, outputs_first)
+    pack, unpack = jax.jit(layout.pack), jax.jit(layout.unpack)
+    packed = pack(tree)
+    assert_same_bits(unpack(packed), tree)
+    on_host = layout.pack(tree)
+    assert_same_bits((on_host, layout.unpack(on_host)), (packed, tree))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((on_host, layout.unpack(on_host))))
     assert packed.params.shape == (sum(leaf.size for leaf in jax.tree.leaves(tree.params)),)
     assert len(jax.tree.leaves(packed)) <= 13 < len(jax.tree.leaves(tree)), "fewer kernels are what it is for"
 
@@ -53,11 +57,20 @@ def test_as_vectors_a_state_is_the_same_and_an_optimiser_moves_it_alike(config):
     for step in range(2):  # Lookahead synchronises after the second
         grads = random_like(tree.params, seed=step + 1)
         tree, packed = moved(tree, grads), moved(packed, pack(grads))
-    assert_same_to_rounding(unpack_state(packed), tree)
+    assert_same_to_rounding(unpack(packed), tree)
 
 
-def test_output_channels_are_the_slowest_axis():
+def test_weights_are_packed_as_the_state_is():
+    tree = random_like(state_shapes(OptimConfig()))
+    layout = vectors(tree, outputs_first=False)
+    weights, packed = weights_of(tree), weights_of(layout.pack(tree))
+    assert_same_bits((layout.pack(weights), layout.unpack(packed)), (packed, weights))
+    assert {leaf.ndim for leaf in jax.tree.leaves(packed)} == {1}
+
+
+def test_output_channels_are_the_slowest_axis_where_that_is_asked_for():
     """As cuDNN has them, so that a kernel is a piece of the vector as it lies there."""
     kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
-    layout = vectors(state_shapes(OptimConfig())._replace(params={"kernel": kernel}))
-    np.testing.assert_array_equal(layout.pack({"kernel": kernel})[:18], kernel[..., 0].ravel())
+    like = state_shapes(OptimConfig())._replace(params={"kernel": kernel})
+    for outputs_first, expected in (True, kernel[..., 0].ravel()), (False, kernel.ravel()[:18]):
+        np.testing.assert_array_equal(vectors(like, outputs_first).pack({"kernel": kernel})[:18], expected)

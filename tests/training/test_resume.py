@@ -231,8 +231,9 @@ def test_bad_steps_are_skipped_and_counted_over_an_interruption_too(tiny_data, b
 
 def test_a_skipped_step_leaves_everything_but_the_count_of_steps_as_it_was(tiny_data, bad_steps, tmp_path):
     bad_steps.add(2)
-    state = engine.init_state(make_engine(SKIP, 256, ONE), 0)
-    like = checkpoint.Saved(state, engine.init_totals(make_engine(SKIP, 256, ONE)), weights_of(state), None)
+    programs = make_engine(SKIP, 256, ONE)
+    state = engine.unpacked(programs, engine.init_state(programs, 0))
+    like = checkpoint.Saved(state, engine.init_totals(programs), weights_of(state), None)
     for calls in (2, 1):
         begin(tiny_data, tmp_path, SKIP, calls)
     before, after = (checkpoint.restore(tmp_path, step, like).state for step in (2, 3))

@@ -32,7 +32,7 @@ def train(tiny_data):
 
 
 def run_epochs(programs, config, data, num_epochs=1):
-    """(state, totals of the last epoch), from the config's seed."""
+    """(state, unpacked, totals of the last epoch), from the config's seed."""
     state = engine.init_state(programs, config.seed)
     data = replicate(data, programs.devices)
     for epoch in range(num_epochs):
@@ -40,7 +40,7 @@ def run_epochs(programs, config, data, num_epochs=1):
         totals, plan = engine.init_totals(programs), engine.plan_epoch(programs, state, epoch)
         for dispatch in engine.dispatches(programs, 0):
             state, totals = engine.train(programs, state, totals, hypers, *data, plan, dispatch)
-    return state, totals
+    return engine.unpacked(programs, state), totals
 
 
 def test_an_epoch_equals_plain_jax(one_device, train):
@@ -94,7 +94,7 @@ def step_by_step(one_device, train):
 @pytest.mark.parametrize(
     "platform, steps_per_dispatch, num_devices",
     [
-        pytest.param("gpu", 4, 1, id="an epoch a dispatch, with the state as a few vectors"),
+        pytest.param("gpu", 4, 1, id="an epoch a dispatch, with outputs first in the vectors"),
         pytest.param("cpu", 3, 2, id="three steps a dispatch on two devices", marks=pytest.mark.devices(2)),
     ],
 )
@@ -123,9 +123,9 @@ def test_bfloat16_trains_several_steps_in_a_loop(train, one_device):
 def test_batch_statistics_that_are_not_finite_are_noticed(one_device, train):
     """Weights so large that a variance overflows while the loss, which sees them normalised, is finite."""
     programs = make_engine(STEADY_PARTIAL, NUM_TRAIN, one_device)
-    state = engine.init_state(programs, 0)
+    state = engine.unpacked(programs, engine.init_state(programs, 0))
     stem = jax.tree.map(lambda a: a * np.float32(1e19), state.params["conv1"])
-    state = state._replace(params={**state.params, "conv1": stem})
+    state = engine.packed(programs, state._replace(params={**state.params, "conv1": stem}))
     hypers = replicate(epoch_hypers(STEADY_PARTIAL.optim, 5, 3, 0), one_device)
     plan, data = engine.plan_epoch(programs, state, 0), replicate(train, one_device)
     _, totals = engine.train(programs, state, engine.init_totals(programs), hypers, *data, plan, (0, 1, 64))

@@ -61,7 +61,7 @@ def convolve(x: Array, kernels: Sequence[Array], stride: int) -> list[Convolved]
     chunk = _chunk(9 * x.shape[0], width, n, x.dtype.itemsize)
     per_row = width * n // chunk.length
     seen = [_in_parts(taps_of(len(kernel)), chunk.parts) for kernel in kernels]
-    matrices = [jnp.split(k.reshape(-1, k.shape[-1]).T, len(some), 1) for k, some in zip(kernels, seen, strict=True)]
+    matrices = [_rows_of_outputs(k, len(some)) for k, some in zip(kernels, seen, strict=True)]
 
     def body(t: Array, carry: list[Convolved]) -> list[Convolved]:
         y, at = lax.div(t, per_row), lax.rem(t, per_row) * chunk.length
@@ -240,6 +240,11 @@ def _in_parts(taps: list[Tap], parts: int) -> list[list[Tap]]:
     if len(taps) < 9:
         return [taps] if taps else []
     return [taps[k : k + 9 // parts] for k in range(0, 9, 9 // parts)]
+
+
+def _rows_of_outputs(kernel: Array, parts: int) -> list[Array]:
+    """(O, taps * C) of a kernel (k, k, C, O), in parts."""
+    return jnp.split(jnp.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1), parts, 1)
 
 
 def _rows_of_inputs(kernel: Array, taps: list[Tap]) -> Array:

@@ -44,7 +44,7 @@ def by_batch(axis_name: str | None) -> Normalise:
     """By the statistics of the batch, that of all devices where `axis_name` names the mapped axis."""
 
     def normalise(convolved: Convolved, params: Params, name: str) -> Norm:
-        means = jnp.stack([convolved.sums.sum(1), convolved.squares.sum(1)]) / convolved.map[0].size
+        means = jnp.stack([convolved.sums, convolved.squares]).sum(2) / convolved.map[0].size
         mean, square = means if axis_name is None else lax.pmean(means, axis_name)
         return _norm(convolved, params[name], mean, jnp.maximum(square - mean * mean, 0))  # rounding can go below 0
 
