@@ -45,7 +45,8 @@ def all_devices() -> list[Any]:
 
 
 def use_cores() -> bool:
-    """Make every core that this process may use a CPU device of its own. Call it before JAX finds its devices.
+    """Make every core that this process may use a CPU device of its own, to share the batches of one run. Call it
+    before JAX finds its devices.
 
     Returns whether it did: not with one core, where the user has said how many devices there are (in XLA_FLAGS, or by
     `jax_num_cpu_devices`), where several processes share the work, and where JAX takes an accelerator."""

@@ -13,7 +13,7 @@ from jaxresnet.cli.exits import exit_status, stop_on_signal
 from jaxresnet.cli.experiment import Arms, Experiment
 from jaxresnet.cli.options import Options, parse
 from jaxresnet.comparison.compare import RunsFailed, run_plan
-from jaxresnet.comparison.plan import Plan, Spread, check_arms, prepare
+from jaxresnet.comparison.plan import Plan, check_arms, prepare
 from jaxresnet.comparison.progress import Hooks, Progress, duration, jobs_of
 from jaxresnet.config import TrainConfig, field_value
 from jaxresnet.data.cifar10 import load_cifar10
@@ -52,7 +52,7 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
         asked = comparisons(experiments, options, fields)
         for one in asked:
             check_arms(one.arms, options.seeds)  # before anything is downloaded
-        spread = spread_of(options, asked)
+        share_cores(options, asked)
         datasets = main_first(lambda: load_data(asked, options))
         plans = [
             prepare(
@@ -63,29 +63,27 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
                 name=one.name,
                 protocol=one.protocol,
                 published={} if options.demo else published_figures(one.arms),
-                spread=spread,
+                spread=options.devices,
             )
             for one, data in zip(asked, datasets, strict=True)
         ]
         run_measurements(experiments, options)
-        failed = run_plans(asked, plans, options, spread) if plans else []
+        failed = run_plans(asked, plans, options) if plans else []
         if len(experiments) > 1:
             print(from_main(lambda: _page_over_all(options.out)))
         if failed:
             raise UserError(f"{len(failed)} of {len(plans)} comparisons failed, see above: {', '.join(failed)}")
 
 
-def spread_of(options: Options, asked: Sequence[Asked]) -> Spread:
-    """How the devices are used. On a CPU every core becomes one, where that is faster (docs/performance.md): for runs
-    side by side, and for one run in bfloat16."""
+def share_cores(options: Options, asked: Sequence[Asked]) -> None:
+    """Make every core a device for one run alone in bfloat16 on a CPU, whose batch they share: that is faster
+    (docs/performance.md). Several runs train side by side on one device, see `compare`."""
     configs = [config for one in asked for config in one.arms.values()]
-    if options.devices == "runs" or (options.devices is None and len(configs) * len(options.seeds) > 1):
-        return "runs" if use_cores() else options.devices or "data"
-    precisions = {config.model.precision for config in configs}
-    bfloat16 = precisions <= ({"bfloat16", "auto"} if multiplies_bfloat16() else {"bfloat16"})
-    if bfloat16 and all(config.batch_size % num_cores() == 0 for config in configs):
+    if options.devices == "runs" or len(configs) * len(options.seeds) != 1:
+        return
+    bfloat16 = {"bfloat16", "auto"} if multiplies_bfloat16() else {"bfloat16"}
+    if configs[0].model.precision in bfloat16 and configs[0].batch_size % num_cores() == 0:
         use_cores()
-    return "data"
 
 
 def comparisons(experiments: Sequence[Experiment], options: Options, fields: dict[str, Any]) -> list[Asked]:
@@ -147,7 +145,7 @@ def run_measurements(experiments: Sequence[Experiment], options: Options) -> Non
                 print(f"{experiment.measurements[name](folder, options.demo)}\n\nresults  {folder}", flush=True)
 
 
-def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options, spread: Spread) -> list[str]:
+def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -> list[str]:
     """Train what is missing of every comparison, and print its table, verdict and paths.
 
     A comparison that fails does not keep the others from running: returns the names of those that failed. A single one
@@ -161,7 +159,8 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options, s
     left = sum(not job.done for job in jobs.values())
     print(f"{left} of {len(jobs)} runs to train" if left else f"all {len(jobs)} runs are finished", flush=True)
     start, failed = time.perf_counter(), []
-    with stop_on_signal(threads=spread == "runs") as should_stop, Progress(jobs.values()) as progress:
+    side_by_side = any(len(plan.teams) > 1 for plan in plans)
+    with stop_on_signal(threads=side_by_side) as should_stop, Progress(jobs.values()) as progress:
         for one, plan in zip(asked, plans, strict=True):
             try:
                 _run_plan(one, plan, options.restart, progress.hooks(plan, jobs, should_stop), progress)
@@ -214,14 +213,17 @@ def first_line(plan: Plan) -> str:
     def of(name: str, form: str = "{:,}") -> str:
         return " / ".join(dict.fromkeys(form.format(field_value(config, name)) for config in plan.arms.values()))
 
-    devices, processes = [device for team in plan.teams for device in team], jax.process_count()
-    used = f": {len(devices)} devices {'that share batches' if len(plan.teams) == 1 else 'with a run each'}"
-    used += f", in {processes} processes" if processes > 1 else ""
+    devices, processes, used = plan.teams[0], jax.process_count(), ""
+    if len(plan.teams) > 1:
+        used = f": {len(plan.teams)} runs at a time"
+    elif len(devices) > 1:
+        used = f": {len(devices)} devices that share batches"
+        used += f", in {processes} processes" if processes > 1 else ""
     images = dict.fromkeys(f"{check_data(config, plan.data):,}" for config in plan.arms.values())
     parts = [
         plan.folder.name,
         f"{plan.protocol} protocol",
-        device_name(devices[0]) + (used if len(devices) > 1 else ""),
+        device_name(devices[0]) + used,
         of("precision", "{}"),
         plan.data.name + (": synthetic data, not CIFAR-10" if plan.data.synthetic else ""),
         f"{' / '.join(images)} training images",

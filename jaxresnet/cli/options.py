@@ -42,8 +42,8 @@ class Options(Selection):
     """Flags of every experiment script. After them, every field of the runs' configuration is a flag of its name."""
 
     seeds: tuple[int, ...] = (0, 1, 2)  # each arm runs once with each; arms are compared seed by seed
-    # data: all devices share every batch. runs: each has a run of its own. Without it: runs, with a core a device, on a
-    # CPU; data elsewhere.
+    # data: all devices share every batch. runs: each has a run of its own, and so has every core of a CPU. Without it:
+    # runs on a CPU, data elsewhere
     devices: Literal["data", "runs"] | None = None
     data_dir: Path | None = None  # a folder with a copy of CIFAR-10; else it is looked for, then downloaded
     out: Path = Path("out")  # folder of all results: runs in runs/, each comparison in a folder of its name

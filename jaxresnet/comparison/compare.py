@@ -58,7 +58,7 @@ def compare(
     protocol: str = "intended",
     published: Mapping[str, Mapping[str, Any]] | None = None,
     devices: Sequence[jax.Device] | None = None,
-    spread: Spread = "data",
+    spread: Spread | None = None,
     restart: bool = False,
     progress: bool = True,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
@@ -68,7 +68,8 @@ def compare(
     arms: {name: config}; each config's own seed is replaced. out: the folder around several comparisons, which share
     the runs in `out`/runs. published: {arm: {"best": percent, "source": text}}, shown beside.
     devices: default all, of all processes. spread: "data" shares every batch among them, one run after another; "runs"
-    gives each device a run of its own, as many at a time as there are devices. The results agree to rounding. restart:
+    gives each device a run of its own, as many at a time as there are devices, or as a CPU that is one device has
+    cores. None is "runs" on such a CPU, unless `devices` name it, else "data". The results agree to rounding. restart:
     begin runs anew whose checkpoints are all damaged. progress: print a line an epoch and the time left, on a terminal
     or in a notebook, unless `hooks` say what is done instead. Several processes call this alike, and see one `out`.
 

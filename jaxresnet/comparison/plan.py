@@ -13,7 +13,7 @@ from jaxresnet.data.dataset import Dataset, as_dataset, check_data, fingerprint
 from jaxresnet.distributed import check_same, from_main, several
 from jaxresnet.errors import ConfigError, ResultsError, short
 from jaxresnet.files import is_name, local_path
-from jaxresnet.hardware import resolved, some_devices
+from jaxresnet.hardware import num_cores, resolved, some_devices
 from jaxresnet.results.schemas import comparison_path, read_comparison
 from jaxresnet.results.store import RUNS, is_finished, read_run, run_id
 from jaxresnet.training.engine import check_devices, check_moves
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
     folder: of the comparison. store: of the runs. arms: with the precision that "auto" stands for. dataset: the
     fingerprint of `data`. runs: each seed runs every arm before the next seed starts, so that an unfinished comparison
-    holds pairs. teams: the devices of each run, of which as many train at a time as there are teams.
+    holds pairs. teams: the devices of each run; as many train at a time as there are teams.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ def prepare(
     protocol: str = "intended",
     published: Mapping[str, Mapping[str, Any]] | None = None,
     devices: Sequence[jax.Device] | None = None,
-    spread: Spread = "data",
+    spread: Spread | None = None,
 ) -> Plan:
     """The plan of a comparison; for the arguments see `compare`. Nothing is written, and no image is copied.
 
@@ -87,7 +87,7 @@ def prepare(
     if not is_name(name) or "/" in name or name.strip()[:1] in ("", ".", "_") or name == RUNS or len(name) > 100:
         raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
-    teams = _teams(some_devices(devices), spread)
+    teams = _teams(devices, spread, len(arms) * len(seeds))
     out = local_path(out)
     if out.is_file():
         raise ResultsError(f"{out}: is a file; give a folder for the results (--out)")
@@ -121,7 +121,12 @@ def _is_done(plan: Plan, run: PlannedRun) -> bool:
     return is_finished(folder)
 
 
-def _teams(devices: tuple[jax.Device, ...], spread: str) -> tuple[tuple[jax.Device, ...], ...]:
+def _teams(given: Sequence[jax.Device] | None, spread: str | None, num_runs: int) -> tuple[tuple[jax.Device, ...], ...]:
+    """A CPU that is one device takes as many programs at a time as it has cores."""
+    devices = some_devices(given)
+    a_cpu = len(devices) == 1 and devices[0].platform == "cpu"
+    if spread is None:
+        spread = "runs" if a_cpu and given is None and num_runs > 1 and not several() else "data"
     if spread not in ("data", "runs"):
         raise ConfigError(f"spread={spread!r}: must be 'data' or 'runs'")
     if spread == "runs" and several():
@@ -129,7 +134,9 @@ def _teams(devices: tuple[jax.Device, ...], spread: str) -> tuple[tuple[jax.Devi
             "a run a device (--devices runs) needs one process that has all devices: start one process; on several "
             "machines give each its own seeds and comparison, and the same output folder"
         )
-    return tuple((device,) for device in devices) if spread == "runs" else (devices,)
+    if spread == "data":
+        return (devices,)
+    return (devices,) * min(num_cores(), num_runs) if a_cpu else tuple((device,) for device in devices)
 
 
 def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:

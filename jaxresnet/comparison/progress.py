@@ -15,8 +15,8 @@ from jaxresnet.training.fit import Row
 
 
 class Hooks(NamedTuple):
-    """What a comparison tells its caller while it runs. All may be None; with spread="runs" they are called from
-    several threads.
+    """What a comparison tells its caller while it runs. All may be None; where runs train side by side they are
+    called from several threads.
 
     on_run(arm, seed): a run has its turn. on_epoch(arm, seed, history): rows so far, the last one new.
     on_progress(arm, seed, epoch from 0, images done in it). on_end(arm, seed): its turn is over, whether it is finished

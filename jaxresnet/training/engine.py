@@ -1,5 +1,6 @@
 """The programs of a run: what they are compiled for, what they are given, and in what dispatches they are used."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -30,6 +31,7 @@ Batch = tuple[Array, Array]  # images and labels, on every device
 # that progress and Ctrl-C do not wait long (docs/performance.md). Larger networks take fewer.
 IMAGES_PER_DISPATCH = {"bfloat16": 2048, "float32": 1024}
 
+_COMPILING = threading.Lock()  # compiling has threads of its own
 
 # Below these a weight in float32 stays where it is.
 SMALLEST_RATE, SMALLEST_STEP = 1e-10, 1e-7
@@ -181,11 +183,13 @@ def _planner(num_train: int, augment: Any) -> Callable[[Array, int], EpochPlan]:
 def compile_programs(engine: Engine, eval_sizes: Iterable[int]) -> None:
     """Compile what a run from its beginning needs, if it is not there: so that no clock counts it as training.
 
-    eval_sizes: of the batches that will be evaluated."""
-    for _, count, batch_size in dispatches(engine, 0):
-        compile_dispatch(engine, count, batch_size)
-    for size in eval_sizes:
-        _eval_program(engine.config.model, size, engine.platform, engine.devices)
+    eval_sizes: of the batches that will be evaluated. Of runs in several threads one compiles, and the others find what
+    they share."""
+    with _COMPILING:
+        for _, count, batch_size in dispatches(engine, 0):
+            compile_dispatch(engine, count, batch_size)
+        for size in eval_sizes:
+            _eval_program(engine.config.model, size, engine.platform, engine.devices)
 
 
 def compile_dispatch(engine: Engine, count: int, batch_size: int) -> Callable[..., tuple[TrainState, TrainTotals]]:

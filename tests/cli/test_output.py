@@ -79,7 +79,7 @@ def test_report_prints_where_it_can(tmp_path):
     assert (tmp_path / "adam_lookahead" / "figure.png").stat().st_size > 10_000
     reader, writer = os.pipe()
     os.close(reader)
-    assert subprocess.run(command, stdout=writer, stderr=subprocess.PIPE).returncode == 75
+    assert subprocess.run(command, stdout=writer, stderr=subprocess.PIPE).returncode == 141
     os.close(writer)
 
 

@@ -12,6 +12,7 @@ from support.tiny import RUN, contents, stop_after
 from jaxresnet.comparison.compare import Hooks, compare
 from jaxresnet.errors import Interrupted, StorageError
 from jaxresnet.results.store import CHECKPOINTS, read_results
+from jaxresnet.training import engine
 from jaxresnet.training.fit import fit
 
 pytestmark = [pytest.mark.devices(3), pytest.mark.usefixtures("a_step_a_dispatch")]
@@ -22,7 +23,8 @@ ARMS = {f"lr {rate}": replace(CONFIG, optim=replace(CONFIG.optim, learning_rate=
 
 
 def spread(data, out, devices=THREE, **hooks):
-    return compare(ARMS, (0, 1), data, out, name="tiny", devices=devices, spread="runs", hooks=Hooks(**hooks))
+    side_by_side = "runs" if len(devices) > 1 else "data"
+    return compare(ARMS, (0, 1), data, out, name="tiny", devices=devices, spread=side_by_side, hooks=Hooks(**hooks))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,33 @@ def test_a_run_a_device_gives_the_same_bytes_as_one_device_alone(alone, tiny_dat
     assert contents(out, timed=False) == contents(alone, timed=False)
     assert len(used) == 4 and {device for (device,) in used[:3]} == set(THREE)
     assert read_results(out / "tiny").runs["lr 0.001"][1].scores["environment"]["num_devices"] == 1
+
+
+def test_runs_side_by_side_on_one_device_share_what_is_compiled_and_give_the_same_bytes(
+    alone, tiny_data, tmp_path, monkeypatch
+):
+    out, at_once, together, compiled = tmp_path / "out", [], threading.Barrier(2), []
+    monkeypatch.setattr("jaxresnet.comparison.plan.num_cores", lambda: 2)
+    compiler = engine.map_and_compile
+
+    def compiling(fn, *args, **kwargs):
+        compiled.append(fn)
+        time.sleep(0.5)  # long enough for the other to ask for it, too
+        return compiler(fn, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "map_and_compile", compiling)
+    engine._train_program.cache_clear()
+
+    def noting(*args, **kwargs):
+        at_once.append(kwargs["devices"])
+        if len(at_once) <= 2:
+            together.wait(60)  # two get here only if they run at the same time
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr("jaxresnet.comparison.executors.fit", noting)
+    assert compare(ARMS, (0, 1), tiny_data, out, name="tiny", devices=THREE[:1], spread="runs").report.complete
+    assert contents(out, timed=False) == contents(alone, timed=False)
+    assert at_once == [tuple(THREE[:1])] * 4 and len(compiled) <= 2, "one program for whole batches, one for the last"
 
 
 def test_asked_to_stop_all_runs_stop_and_continue_to_the_same_bytes(alone, tiny_data, tmp_path):

@@ -109,6 +109,17 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tiny_data, tmp_pa
             check_arms(**{"arms": ARMS, "seeds": SEEDS, **REFUSED[message]})
 
 
+def test_on_a_cpu_that_is_one_device_every_core_trains_a_run(tiny_data, tmp_path, monkeypatch):
+    one = tuple(jax.devices()[:1])
+    monkeypatch.setattr("jaxresnet.comparison.plan.num_cores", lambda: 3)
+    monkeypatch.setattr("jaxresnet.comparison.plan.some_devices", lambda given: one)
+    cpu = one[0].platform == "cpu"
+    assert plan_tiny(tiny_data, tmp_path, devices=None).teams == (one,) * (3 if cpu else 1)
+    assert plan_tiny(tiny_data, tmp_path, spread="data", devices=None).teams == (one,)
+    assert plan_tiny(tiny_data, tmp_path, {"A": RUN}, (0,), devices=None).teams == (one,), "one run has all cores"
+    assert plan_tiny(tiny_data, tmp_path, devices=one).teams == (one,), "what the caller names is not shared out"
+
+
 @pytest.mark.devices(3)
 def test_a_batch_must_divide_over_the_devices_that_share_it(tiny_data, tmp_path):
     three = jax.devices()[:3]
