@@ -101,9 +101,8 @@ def fit(
         state = engine.init_state(programs, config.seed)
         run = Saved(state, engine.init_totals(programs), engine.copy_weights(state), record)
         if workdir is not None:
-            run = _converted(
-                resume(workdir, _converted(run, programs, engine.unpacked), restart), programs, engine.packed
-            )
+            run = resume(workdir, _converted(run, programs, engine.unpacked), restart)
+            run = _converted(run, programs, engine.packed)
         saved_at = save_seconds = 0.0  # when the last checkpoint was finished, and what it took
         record = run.record
         start = time.perf_counter()

@@ -2,10 +2,10 @@
 
 The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA compiles
 a kernel or more for each in the optimiser and in every norm, and copies each from one pass of the loop over steps to
-the next. On a CPU half of the time to compile a step went there; on a GPU half of a step's kernels moved a kilobyte or
-so, and cost the time that it takes to start them. As vectors they take a handful, and several devices average all
-gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only the order in which
-norms are added up differs.
+the next. On a CPU two fifths of the time to compile a step went there. On a GPU half of a step's kernels moved a
+kilobyte or so, and cost the time that it takes to start them. As vectors they take a handful, and several devices
+average all gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only the
+order in which norms are added up differs.
 """
 
 from collections.abc import Callable
