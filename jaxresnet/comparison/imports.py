@@ -16,8 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxresnet.config import TrainConfig, from_dict, to_dict
 from jaxresnet.errors import ResultsError
 from jaxresnet.files import local_path, lock, parse_json, read_json, read_text, write_json, write_rows
@@ -94,7 +92,7 @@ def _import_run(scores: Path, config: TrainConfig, dataset: dict[str, Any], targ
 
 
 def _load(checkpoint: Path, config: TrainConfig) -> Weights:
-    like = {"state": blank_state(config), "totals": jax.device_put(zero_totals())}
+    like = {"state": blank_state(config), "totals": zero_totals()}
     try:
         return weights_of(load_arrays(checkpoint, like)["state"])
     except (OSError, ValueError) as e:

@@ -138,13 +138,13 @@ def init_state(engine: Engine, seed: int) -> TrainState:
 
 
 def packed(engine: Engine, tree: Any) -> Any:
-    """A state or weights as the programs take and return them, on the devices. See `packing`."""
+    """A tree of states, weights and totals as the programs take and return them, on the devices. See `packing`."""
     return replicate(engine.layout.pack(jax.tree.map(np.array, tree)), engine.devices)
 
 
 def unpacked(engine: Engine, tree: Any) -> Any:
-    """The inverse: a tree of the network's arrays, for checkpoints and for the caller of `fit`. Copies."""
-    return replicate(engine.layout.unpack(jax.tree.map(np.array, tree)), engine.devices)
+    """The inverse: the network's arrays one by one, on the host as NumPy's, for checkpoints and `fit`'s caller."""
+    return engine.layout.unpack(jax.tree.map(np.array, tree))
 
 
 @cache

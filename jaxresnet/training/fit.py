@@ -130,12 +130,13 @@ def fit(
                 raise Interrupted(kept)
 
         summary, run = _summary(config, run, score, compile_seconds), _converted(run, programs, engine.unpacked)
-        return Result(record.history, summary, run.best, run.state)
+        return Result(record.history, summary, *replicate((run.best, run.state), devices))
 
 
 def _converted(run: Saved, programs: engine.Engine, convert: Callable[[engine.Engine, Any], Any]) -> Saved:
-    """With its state and weights packed, as they train, or unpacked, as they are saved and returned."""
-    return run._replace(state=convert(programs, run.state), best=convert(programs, run.best))
+    """With its arrays packed, on the devices, as they train, or unpacked, on the host, as they are saved."""
+    state, totals, best = convert(programs, (run.state, run.totals, run.best))
+    return Saved(state, totals, best, run.record)
 
 
 def _train_epoch(

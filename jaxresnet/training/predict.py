@@ -66,16 +66,14 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
     kind = weights or (config.eval_weights if config.optim.lookahead else "fast")
     best = checkpoint.restore_best(folder, step, like)
     row = record.history[best_epoch(config.selection, record.history)] if record.history else {}
-    return Loaded(config, best.variables(kind), kind, row, record.converted)
+    all_devices()  # raises a user's error where there is none
+    return Loaded(config, jax.device_put(best.variables(kind)), kind, row, record.converted)
 
 
 def blank_state(config: TrainConfig) -> TrainState:
-    """The shapes of a run's state, on the first device of this process. Nothing is computed."""
+    """The shapes and dtypes of a run's state. Nothing is computed."""
     tx = make_step_optimizer(config.optim, hypers_of(config.optim))
-    shapes = jax.eval_shape(lambda: create_train_state(build_model(config.model), tx, 0))
-    all_devices()  # raises a user's error where there is none
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
+    return jax.eval_shape(lambda: create_train_state(build_model(config.model), tx, 0))
 
 
 @own_numerics()

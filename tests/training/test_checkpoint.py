@@ -61,14 +61,14 @@ def copy(whole, tmp_path):
 
 
 @pytest.mark.parametrize("num_devices", [1, pytest.param(8, marks=pytest.mark.devices(8))])
-def test_what_is_saved_comes_back_bit_for_bit_on_one_device(tmp_path, num_devices):
+def test_what_is_saved_comes_back_bit_for_bit_on_the_host(tmp_path, num_devices):
     folder = tmp_path / "new" / "folder [k=5]"  # Orbax takes no pattern for one
     assert saved_steps(folder) == []
     save(folder, make_saved(7, num_devices))
     assert saved_steps(folder) == [7]
     found = restore(folder, 7, make_saved(0))
     assert_same(found, make_saved(7))
-    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found.state))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found[:3]))  # on no device yet
     assert_same_bits(checkpoint.restore_best(folder, 7, make_saved(0).best), make_saved(7).best)
 
 
