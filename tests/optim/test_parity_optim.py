@@ -30,8 +30,8 @@ def descents() -> dict[str, np.ndarray]:
         alike[replace(config, **{number: getattr(OptimConfig, number) for number in Hypers._fields})].append(name)
     found = {}
     for config, names in alike.items():
-        numbers = [jax.tree.map(jnp.float32, hypers_of(cases.DESCENTS[name])) for name in names]
-        paths = _descend(config, jax.tree.map(lambda *a: jnp.stack(a), *numbers))
+        numbers = [hypers_of(cases.DESCENTS[name]) for name in names]
+        paths = _descend(config, jax.tree.map(lambda *a: np.float32(a), *numbers))
         found |= dict(zip(names, np.asarray(paths), strict=True))
     return found
 
@@ -53,7 +53,7 @@ def _descend(config: OptimConfig, hypers: Hypers):
             return (weights, state), jnp.concatenate([weights[name] for name in cases.DESCENT_START])
 
         start = jax.tree.map(jnp.asarray, cases.DESCENT_START)
-        return jax.lax.scan(step, (start, tx.init(start)), jax.tree.map(jnp.asarray, noise))[1]
+        return jax.lax.scan(step, (start, tx.init(start)), noise)[1]
 
     return path(hypers)
 

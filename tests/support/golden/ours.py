@@ -17,7 +17,7 @@ from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import epoch_hypers, hypers_of, per_step
 from jaxresnet.training.devices import map_and_compile, replicate
 from jaxresnet.training.metrics import cross_entropy, zero_totals
-from jaxresnet.training.packing import AS_IT_IS
+from jaxresnet.training.packing import vectors
 from jaxresnet.training.state import TrainState
 from jaxresnet.training.steps import make_recipe, train_steps
 
@@ -41,7 +41,7 @@ def loss_and_gradients(
     """Of the mean cross-entropy in training mode, in PyTorch's names and layout, as `oracle.loss_and_gradients`."""
     exact = dtype == "float64"
     with jax.enable_x64(exact), jax.default_matmul_precision("highest"):
-        variables = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(tensors))
+        variables = jax.tree.map(lambda a: np.asarray(a, dtype), from_torch(tensors))
         # The convolution for CPUs computes in float32.
         model = build_model(in_dtype(config, dtype), platform=None if exact else jax.default_backend())
 
@@ -51,7 +51,7 @@ def loss_and_gradients(
             logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, True)
             return cross_entropy(logits, labels).mean()
 
-        loss, grads = both(variables["params"], variables["batch_stats"], jnp.asarray(images, dtype))
+        loss, grads = both(variables["params"], variables["batch_stats"], np.asarray(images, dtype))
         named = float_arrays({"params": grads, "batch_stats": variables["batch_stats"]})
     return {name: g for name, g in named.items() if "running" not in name} | {"loss": np.asarray(loss)}
 
@@ -66,30 +66,31 @@ def training_steps(
 ) -> Iterator[tuple[float, TrainState]]:
     """(loss before the step, state after it) for every whole batch of the first epoch, as `oracle.training_steps`.
 
-    The state that is yielded is consumed by the next step. dtype "float64": of weights, statistics and products, to
+    dtype "float64": of weights, statistics and products, to
     tell rounding from mistakes."""
     exact = dtype == "float64"
     with jax.enable_x64(exact), jax.default_matmul_precision("highest"):
-        variables = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(tensors))
+        variables = jax.tree.map(lambda a: np.asarray(a, dtype), from_torch(tensors))
         devices = tuple(jax.local_devices()[:1])
         # The convolution for CPUs computes in float32; XLA's own, as on a GPU, in anything.
         platform = "gpu" if exact else devices[0].platform
         recipe = make_recipe(replace(config, model=in_dtype(config.model, dtype)), len(images), 1, platform)
-        step_program = partial(train_steps, recipe, AS_IT_IS, config.batch_size, 1)
-        state = _start(config, variables)
+        state = jax.jit(partial(_start, config))(variables)
+        layout = vectors(state, outputs_first=False)
+        step_program = partial(train_steps, recipe, layout, config.batch_size, 1)
         num_steps = len(draws.order) // config.batch_size
         hypers = epoch_hypers(config.optim, num_steps, config.num_epochs, 0)
         if config.optim.schedule_unit == "epoch":  # then all steps are at the peak, which float64 knows better
             assert (hypers.learning_rate == np.float32(config.optim.learning_rate)).all()
             hypers = per_step(jax.tree.map(np.dtype(dtype).type, hypers_of(config.optim)), num_steps)
         given = replicate((hypers, images, labels, EpochPlan(*draws)), devices)
-        state, totals = replicate((state, zero_totals()), devices)
+        state, totals = replicate((jax.jit(layout.pack)(state), zero_totals()), devices)
         arguments = (state, totals, *given, np.int32(0))
         program = map_and_compile(step_program, arguments, devices, donate=(0, 1))
         for step in range(num_steps):
             totals = replicate(zero_totals(), devices)
             state, totals = program(state, totals, *given, np.int32(step * config.batch_size))
-            yield float(totals.sums.loss) / config.batch_size, state
+            yield float(totals.sums.loss) / config.batch_size, layout.unpack(jax.tree.map(np.array, state))
 
 
 def _start(config: TrainConfig, variables: dict) -> TrainState:
