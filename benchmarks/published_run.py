@@ -1,6 +1,6 @@
 """How long the published main run takes after compiling: 51 epochs of Adam with Lookahead at batch 512, by `jr.fit`.
 
-    python benchmarks/published_run.py results/published_run-h200.json --data FOLDER --precision bfloat16 --seeds 0 1 2
+    python benchmarks/published_run.py out.json --data FOLDER --precision bfloat16 --seeds 0 1 2
 
 seconds is all that `fit` takes, from NumPy arrays to the chosen state: placing the data, training, a score of all test
 images and, but for the last run, checkpoints (on accelerators not every epoch, see `fit`). seconds_after_compiling is

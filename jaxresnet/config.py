@@ -20,7 +20,7 @@ Count = Annotated[int, 0, MAX_INT]
 MAX_FLOAT = float(2**128 - 2**104)  # float32's largest number, 3.4e38
 Number = Annotated[float, 0, MAX_FLOAT]
 Fraction = Annotated[float, 0, 1]
-Decay = Annotated[float, 0, 0.999999]  # float32 hardly tells more from 1, and Adam divides by 1 - decay ** step
+Decay = Annotated[float, 0, 0.999999]  # larger ones are 1 in float32 or nearly, and Adam divides by 1 - decay ** step
 
 
 # What other libraries call a field.
@@ -243,11 +243,16 @@ def field_value(config: Any, name: str) -> Any:
     return _flat(config)[name]
 
 
+def arm_dict(config: TrainConfig) -> dict[str, Any]:
+    """`to_dict` of an arm: without the seed."""
+    return {name: value for name, value in to_dict(config).items() if name != "seed"}
+
+
 def with_new_fields(saved: Any, defaults: Any = None) -> Any:
     """A `TrainConfig` as it was saved, with the fields that were added later at their defaults, which change
     nothing. What is not a config stays as it is, and so does a missing seed: arms have none."""
     if defaults is None:
-        defaults = {name: value for name, value in to_dict(TrainConfig()).items() if name != "seed"}
+        defaults = arm_dict(TrainConfig())
     if not isinstance(saved, dict) or not isinstance(defaults, dict):
         return saved
     return {name: with_new_fields(value, defaults.get(name, ())) for name, value in {**defaults, **saved}.items()}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxresnet.config import differing_fields
-from jaxresnet.errors import ConfigError, UserError
+from jaxresnet.errors import ConfigError, UserError, first_line
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def distributed() -> Iterator[None]:
             )
         except (KeyError, ValueError, TypeError, RuntimeError) as e:
             raise ConfigError(
-                f"the processes of this run did not find each other ({str(e).splitlines()[0]}). Set "
+                f"the processes of this run did not find each other ({first_line(e)}). Set "
                 "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0), or on a cluster "
                 "JAXRESNET_DISTRIBUTED=auto, or mpi4py under MPI; unset them to run alone"
             ) from e

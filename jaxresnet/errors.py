@@ -7,13 +7,18 @@ from typing import Any
 
 def short(value: Any) -> str:
     """`repr` in some 200 characters, for a message: what a damaged file holds may have millions. Of an exception its
-    text, without what a terminal would obey."""
+    text, without control characters."""
     text = printable(str(value)) if isinstance(value, Exception) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, 200 characters at most; its type where it has no text."""
+    return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:200]
+
+
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey: line breaks stay, "?" stands for every other such character."""
+    """`text` without control characters, which a terminal would obey: "?" in their place. Line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 

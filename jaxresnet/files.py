@@ -33,7 +33,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
             return Path(text).expanduser()
     except (TypeError, RuntimeError):  # no text, or a user whose home is not known
         pass
-    raise ConfigError(f"{path}: no file or folder of this machine; give a plain path, without gs:// or such")
+    raise ConfigError(f"{path}: is no path on this machine; give a file or folder here, without gs:// or the like")
 
 
 def cache_folder() -> Path:

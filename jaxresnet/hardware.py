@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxresnet.config import TrainConfig
-from jaxresnet.errors import ConfigError, UserError
+from jaxresnet.errors import ConfigError, UserError, first_line
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_SINCE = 8.0  # compute capability of NVIDIA's GPUs whose tensor cores multiply bfloat16 (Ampere)
@@ -37,9 +37,8 @@ def all_devices() -> list[Any]:
         return jax.devices()
     except (RuntimeError, AssertionError) as e:  # without any text, for some platforms
         asked = os.environ.get("JAX_PLATFORMS")
-        reason = (str(e).splitlines() or [""])[0][:200]
         raise UserError(
-            f"JAX finds no device{f' with JAX_PLATFORMS={asked}' if asked else ''}{f' ({reason})' if reason else ''}. "
+            f"JAX finds no device{f' with JAX_PLATFORMS={asked}' if asked else ''} ({first_line(e)}). "
             "Unset JAX_PLATFORMS, or set it to cpu; for a GPU install '.[cuda]', for a TPU '.[tpu]'"
         ) from e
 
@@ -64,7 +63,7 @@ def use_cores() -> bool:
 
 
 def num_cores() -> int:
-    """Of those that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

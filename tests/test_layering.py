@@ -10,7 +10,7 @@ import jaxresnet as jr
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxresnet"
 
-# Each room may import the base files (config, errors, files, hardware, recipes, distributed), itself, and these.
+# Each room may import the files of the package's own folder (config, errors, files and so on), itself, and these.
 ALLOWED = {
     "base": set(),
     "data": set(),

@@ -77,7 +77,7 @@ def test_what_names_no_place_here_is_refused_before_anything_is_written(
     if path is None and entrance in ("fit", "load_cifar10", "flag"):
         return  # None is a value there
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="no file or folder of this machine"):
+    with pytest.raises(ConfigError, match="is no path on this machine"):
         ENTRANCES[entrance](path, tiny_data)
     assert list(tmp_path.iterdir()) == []
 

@@ -57,8 +57,8 @@ def stop_on_signal(threads: bool = False) -> Iterator[Callable[[], bool]]:
 
     def ask(signum: int, frame: Any) -> None:
         print(
-            "\nstopping after the steps under way (on accelerators, this epoch; while compiling, after that) "
-            "and saving; press again not to save",
+            "\nstopping: saves after the steps under way (on accelerators after this epoch; while compiling, after "
+            "that); press again to stop without saving",
             file=stream,
             flush=True,
         )

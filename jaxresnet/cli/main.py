@@ -76,8 +76,8 @@ def run_experiment(*experiments: Experiment, description: str | None = None, pro
 
 
 def share_cores(options: Options, asked: Sequence[Asked]) -> None:
-    """Make every core a device for one run alone in bfloat16 on a CPU, whose batch they share: that is faster
-    (docs/performance.md). Several runs train side by side on one device, see `compare`."""
+    """Make every core a device for one run alone in bfloat16 on a CPU, so that they share its batch. Several runs
+    train side by side on one device, see `compare`."""
     configs = [config for one in asked for config in one.arms.values()]
     if options.devices == "runs" or len(configs) * len(options.seeds) != 1:
         return

@@ -20,7 +20,8 @@ from jaxresnet.errors import Interrupted, ResultsError, StorageError, UserError,
 from jaxresnet.files import lock, write_json, write_rows
 from jaxresnet.hardware import environment
 from jaxresnet.results.store import CHECKPOINTS, FAILURE, HISTORY, SCORES, begin_run, is_finished
-from jaxresnet.training.fit import Row, fit
+from jaxresnet.training.fit import fit
+from jaxresnet.training.metrics import Row
 
 R = TypeVar("R")
 

@@ -10,15 +10,24 @@ is not: it would go on from a checkpoint of another form. Nothing else reads thi
 
 import re
 import unicodedata
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jaxresnet.config import TrainConfig, from_dict, to_dict
-from jaxresnet.errors import ResultsError
-from jaxresnet.files import local_path, lock, parse_json, read_json, read_text, write_json, write_rows
+from jaxresnet.config import TrainConfig, arm_dict, from_dict, to_dict
+from jaxresnet.errors import ResultsError, first_line
+from jaxresnet.files import (
+    is_number,
+    is_whole,
+    local_path,
+    lock,
+    parse_json,
+    read_json,
+    read_text,
+    write_json,
+    write_rows,
+)
 from jaxresnet.reporting.report import render
 from jaxresnet.results.schemas import check_parts, comparison_path
 from jaxresnet.results.store import CHECKPOINTS, HISTORY, RUNS, SCORES, begin_run, is_finished, run_id
@@ -33,29 +42,26 @@ _REMEDY = "restore it from a copy"
 def import_comparison(folder: str | Path, out: str | Path) -> list[str]:
     """Import the comparison in `folder`, or every one in the folders of `folder`, into the results folder `out`.
 
-    Returns the names of the comparisons that were imported, and draws each. Runs that the store has stay as they are.
-    Raises ResultsError where there is none, where a file is damaged, and where `out` has a comparison of that name.
+    Returns the names of the comparisons that `out` then has, and draws each. Runs and comparisons that `out` has
+    already stay as they are, so that after an error the same call continues. Raises ResultsError where there is none,
+    and where a file is damaged.
     """
     folder, out = local_path(folder), local_path(out)
     found = [folder] if (folder / "config.json").is_file() else sorted(p.parent for p in folder.glob("*/config.json"))
     if not found:
         raise ResultsError(f"{folder}: holds no config.json; give the folder of a comparison, or one around several")
-    for one in found:
-        if comparison_path(out / one.resolve().name).exists():
-            raise ResultsError(f"{out / one.resolve().name}: is there already; choose another folder (--out)")
-    for one in found:
-        _import(one, out)
-    return [one.resolve().name for one in found]
+    names = [one.resolve().name for one in found]
+    for one, name in zip(found, names, strict=True):
+        if not comparison_path(out / name).exists():
+            _import(one, out / name)
+        render(out / name)
+    return names
 
 
-def _import(folder: Path, out: Path) -> None:
+def _import(folder: Path, target: Path) -> None:
     path = folder / "config.json"
     config = read_json(path, _REMEDY)
-    parts: dict[str, Callable[[Any], bool]] = {
-        "arms": lambda arms: isinstance(arms, dict),
-        "seeds": lambda seeds: isinstance(seeds, list),
-        "dataset": lambda dataset: isinstance(dataset, dict),
-    }
+    parts = {"arms": dict, "seeds": list, "dataset": dict, "name": str, "protocol": str}
     check_parts(path, config, parts, "the config.json of a comparison", _REMEDY)
     arms = {arm: from_dict(TrainConfig, values, f"{path}: {arm}") for arm, values in config["arms"].items()}
     runs: dict[str, dict[str, str]] = {arm: {} for arm in arms}
@@ -64,12 +70,10 @@ def _import(folder: Path, out: Path) -> None:
         runs[arm][str(seed)] = run_id(run, config["dataset"])
         scores = folder / "runs" / f"{_slug(arm)}-seed{seed}.json"
         if scores.is_file():
-            _import_run(scores, run, config["dataset"], out / RUNS / runs[arm][str(seed)])
+            _import_run(scores, run, config["dataset"], target.parent / RUNS / runs[arm][str(seed)])
     kept = {name: config.get(name) for name in ("name", "protocol", "dataset", "seeds", "published", "environment")}
-    without_seed = {arm: {k: v for k, v in to_dict(arms[arm]).items() if k != "seed"} for arm in arms}
-    target = out / folder.resolve().name
-    write_json(comparison_path(target), {**kept, "arms": without_seed, "runs": runs})
-    render(target)
+    written = {arm: arm_dict(arms[arm]) for arm in arms}
+    write_json(comparison_path(target), {**kept, "arms": written, "runs": runs})
 
 
 def _import_run(scores: Path, config: TrainConfig, dataset: dict[str, Any], target: Path) -> None:
@@ -80,6 +84,12 @@ def _import_run(scores: Path, config: TrainConfig, dataset: dict[str, Any], targ
     lines = enumerate(read_text(rows).splitlines(), 1)
     history = [{"skipped_steps": 0, **parse_json(rows, line, _REMEDY, number)} for number, line in lines]
     found = read_json(scores, _REMEDY)
+    parts = {
+        "best_epoch": lambda epoch: is_whole(epoch, len(history) - 1),
+        "selection": str,
+        "test_accuracy": lambda accuracy: is_number(accuracy, 100),
+    }
+    check_parts(scores, found, parts, f"the scores of the {len(history)} epochs in {rows.name}", _REMEDY)
     step = history[found["best_epoch"]]["step"]
     checkpoint = scores.parents[1] / "checkpoints" / scores.stem / str(step)
     with lock(target):
@@ -96,8 +106,7 @@ def _load(checkpoint: Path, config: TrainConfig) -> Weights:
     try:
         return weights_of(load_arrays(checkpoint, like)["state"])
     except (OSError, ValueError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
-        raise ResultsError(f"{checkpoint}: cannot be read ({reason}); {_REMEDY}, or move it away") from e
+        raise ResultsError(f"{checkpoint}: cannot be read ({first_line(e)}); {_REMEDY}, or move it away") from e
 
 
 def _slug(arm: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxresnet.config import TrainConfig, differing_fields, to_dict, with_new_fields
+from jaxresnet.config import TrainConfig, arm_dict, differing_fields, to_dict, with_new_fields
 from jaxresnet.data.dataset import Dataset, as_dataset, check_data, fingerprint
 from jaxresnet.distributed import check_same, from_main, several
 from jaxresnet.errors import ConfigError, ResultsError, short
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
             "protocol": self.protocol,
             "dataset": self.dataset,
             "seeds": list(self.seeds),
-            "arms": {arm: {k: v for k, v in to_dict(c).items() if k != "seed"} for arm, c in self.arms.items()},
+            "arms": {arm: arm_dict(config) for arm, config in self.arms.items()},
             "published": self.published,
             "runs": {arm: {str(run.seed): run.id for run in self.runs if run.arm == arm} for arm in self.arms},
         }
@@ -142,7 +142,7 @@ def _teams(given: Sequence[jax.Device] | None, spread: str | None, num_runs: int
 def check_arms(arms: Mapping[str, TrainConfig], seeds: Sequence[int]) -> None:
     """Raise ConfigError for arms and seeds that `prepare` refuses whatever the data: before they are downloaded."""
     if not isinstance(arms, Mapping) or not arms:
-        raise ConfigError("arms: give {name: config}, one at least")
+        raise ConfigError("arms: is empty or no dictionary; give {name: config}, with one arm at least")
     if not isinstance(seeds, Sequence) or isinstance(seeds, str):
         raise ConfigError(f"seeds={short(seeds)}: give several whole numbers, as [0, 1, 2]")
     if not seeds or len(set(seeds)) != len(seeds):

@@ -11,7 +11,7 @@ from jaxresnet.data.dataset import check_data
 from jaxresnet.errors import Interrupted
 from jaxresnet.nn.summary import count_macs
 from jaxresnet.output import UNREAD
-from jaxresnet.training.fit import Row
+from jaxresnet.training.metrics import Row
 
 
 class Hooks(NamedTuple):

@@ -56,7 +56,8 @@ def as_dataset(data: Dataset) -> Dataset:
     given = data.class_names
     names = tuple(given) if isinstance(given, tuple | list) else ()
     if len(names) != len(given or ()) or not all(map(is_name, (data.name, *names))):
-        raise DataError(f"name={short(data.name)}, class_names={short(given)}: give texts that can be printed")
+        said = f"name={short(data.name)}, class_names={short(given)}"
+        raise DataError(f"{said}: give texts of at most 500 characters that can be printed")
     names = names or tuple(map(str, range(highest + 1)))
     if highest >= len(names):
         raise DataError(f"class_names: has {len(names)} names, and the labels go up to {highest}; name every class")

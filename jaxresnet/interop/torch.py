@@ -118,7 +118,7 @@ def network_in(checkpoint: Mapping[str, Any], key: str | None = None) -> Network
     networks = networks_in(checkpoint)
     keys = [one for one in networks if one]
     if key is None and len(_networks(next(iter(_state_dicts(checkpoint).values())))) > 1:
-        raise WeightsError(f"holds several networks, and one is to be chosen by its key: {', '.join(keys)}")
+        raise WeightsError(f"holds several networks; choose one by its key (--key): {', '.join(keys)}")
     if key is not None and key not in networks:
         raise WeightsError(f"key {key!r}: holds no state dict; {f'choose of {keys}' if keys else 'leave it out'}")
     return next(iter(networks.values())) if key is None else networks[key]

@@ -158,7 +158,9 @@ def _pth(source: Path, read: ReadWeights, wrap: bool) -> bytes:
     if wrap:
         missing = [name for name in ("accuracy", "epoch") if getattr(read, name) is None]
         if missing:
-            raise WeightsError(f"{source}: tells no {' and no '.join(missing)} of these weights; leave --wrap out")
+            raise WeightsError(
+                f"{source}: does not say the {' and the '.join(missing)} of these weights; leave out --wrap"
+            )
         content = {"net": content, "acc": read.accuracy, "epoch": read.epoch}
     file = io.BytesIO()
     require_torch().save(content, file)

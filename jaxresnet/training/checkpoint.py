@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from jaxresnet.distributed import from_main, is_main
-from jaxresnet.errors import ResultsError, StorageError
+from jaxresnet.errors import ResultsError, StorageError, first_line
 from jaxresnet.files import read_json, write_json
 from jaxresnet.training.metrics import TrainTotals
 from jaxresnet.training.state import TrainState, Weights
@@ -34,7 +34,7 @@ KEEP = 2  # the newest may be damaged
 _ORDINARY = re.compile(r"[\w./~+,=@: -]*")
 METADATA = 2**20  # bytes, with room: what Orbax and the record write beside the arrays
 RECORD = "record.json"
-# Runs of several devices save from several threads, and Orbax numbers its operations for the whole process.
+# Runs that train side by side save from several threads, and Orbax numbers its operations for the whole process.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -110,7 +110,7 @@ def _write(path: Path, trees: dict[str, Any], record: Record) -> None:
                     ocp.save(plain, tree, overwrite=True)
     except (OSError, ValueError) as e:  # TensorStore raises ValueError for a full disk
         raise StorageError(
-            f"{path}: a checkpoint cannot be written ({_first_line(e)}). Those before it are intact: make room, and "
+            f"{path}: a checkpoint cannot be written ({_reason(e)}). Those before it are intact: make room, and "
             "the same command continues"
         ) from e
     if is_main():
@@ -141,7 +141,10 @@ def _plain(path: Path) -> Iterator[Path]:
 
 def read_record(folder: str | Path, step: int) -> Record:
     """The JSON part of the checkpoint at `step`."""
-    found = _read_record(Path(folder) / str(step))
+    return _as_record(_read_record(Path(folder) / str(step)))
+
+
+def _as_record(found: dict[str, Any]) -> Record:
     return Record(**{name: found[name] for name in Record.__dataclass_fields__ if name in found})
 
 
@@ -161,17 +164,17 @@ def restore(folder: str | Path, step: int, like: Saved) -> Saved:
     Raises DamagedError where it is not what was written, ResultsError where it holds other arrays than `like`.
     """
     likes = {"state": {"state": like.state, "totals": like.totals}, "best": like.best}
-    found = _restored(Path(folder) / str(step), likes)
-    return Saved(**found["state"], best=found["best"], record=read_record(folder, step))
+    record, found = _restored(Path(folder) / str(step), likes)
+    return Saved(**found["state"], best=found["best"], record=record)
 
 
 def restore_best(folder: str | Path, step: int, like: Weights) -> Weights:
     """The weights of the chosen epoch alone. Raises as `restore`."""
-    return _restored(Path(folder) / str(step), {"best": like})["best"]
+    return _restored(Path(folder) / str(step), {"best": like})[1]["best"]
 
 
-def _restored(path: Path, likes: dict[str, Any]) -> dict[str, Any]:
-    """The trees of these names. Every file of the checkpoint is verified first, once."""
+def _restored(path: Path, likes: dict[str, Any]) -> tuple[Record, dict[str, Any]]:
+    """The record, and the trees of these names. Every file of the checkpoint is verified first, once."""
     record = _read_record(path)
     for name, like in likes.items():
         _check_shapes(path, record["shapes"].get(name, {}), _shapes(like))
@@ -179,7 +182,7 @@ def _restored(path: Path, likes: dict[str, Any]) -> dict[str, Any]:
     changed = sorted(file for file, entry in record["files"].items() if found.get(file) != entry)
     if changed:
         raise DamagedError(f"{path}: {changed[0]} is missing or damaged")
-    return {name: load_arrays(path / name, like) for name, like in likes.items()}
+    return _as_record(record), {name: load_arrays(path / name, like) for name, like in likes.items()}
 
 
 def load_arrays(path: Path, like: Any) -> Any:
@@ -239,8 +242,7 @@ def _crc32(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:  # what TensorStore found, in place of what Orbax made of it
         error = error.__cause__
-    text = str(error).strip('"') or type(error).__name__
-    return text.splitlines()[0].partition(" [")[0][:200]  # TensorStore adds what it was asked in brackets
+    return first_line(error).partition(" [")[0]  # TensorStore adds what it was asked in brackets

@@ -13,7 +13,7 @@ import jax
 from jaxresnet.files import cache_folder
 from jaxresnet.hardware import instructions
 
-# For a whole training step. Without them it takes several times the memory, and is slower.
+# For a whole training step. Without them it takes more memory, and is slower (docs/performance.md).
 CPU_COMPILER_OPTIONS = {
     # Otherwise XLA makes windows early, for concurrency, and keeps them all in memory.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",

@@ -27,8 +27,8 @@ from jaxresnet.training.steps import AXIS, Recipe, eval_step, make_recipe, train
 
 Batch = tuple[Array, Array]  # images and labels, on every device
 
-# On a CPU, by precision. Enough that the memory which a dispatch asks the system for anew hardly counts, few enough
-# that progress and Ctrl-C do not wait long (docs/performance.md). Larger networks take fewer.
+# On a CPU, by precision. Enough images that allocating a dispatch's memory costs little, few enough that progress and
+# Ctrl-C need not wait long (docs/performance.md). Larger networks take fewer.
 IMAGES_PER_DISPATCH = {"bfloat16": 2048, "float32": 1024}
 
 _COMPILING = threading.Lock()  # compiling has threads of its own

@@ -3,7 +3,7 @@
 The network has 38 arrays of weights, and with moments, slow weights and batch statistics a state has 200. XLA compiles
 a kernel or more for each in the optimiser and in every norm, and copies each from one pass of the loop over steps to
 the next. On a CPU two fifths of the time to compile a step went there. On a GPU half of a step's kernels moved a
-kilobyte or so, and cost the time that it takes to start them. As vectors they take a handful, and several devices
+kilobyte or so, and cost no less than the time to start them. As vectors they take a handful, and several devices
 average all gradients at once. Nothing else changes: every optimiser here treats all numbers alike, so that only the
 order in which norms are added up differs.
 """
@@ -25,13 +25,6 @@ class Layout(NamedTuple):
 
     pack: Callable[[Any], Any]
     unpack: Callable[[Any], Any]
-
-
-def _same(tree: Any) -> Any:
-    return tree
-
-
-AS_IT_IS = Layout(_same, _same)
 
 
 def vectors(like: TrainState, outputs_first: bool) -> Layout:

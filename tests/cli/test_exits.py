@@ -14,8 +14,8 @@ from jaxresnet.cli.exits import stop_on_signal
 from jaxresnet.comparison.progress import Job, Progress
 
 SAID = (
-    "stopping after the steps under way (on accelerators, this epoch; while compiling, after that) and saving; "
-    "press again not to save"
+    "stopping: saves after the steps under way (on accelerators after this epoch; while compiling, after that); "
+    "press again to stop without saving"
 )
 
 

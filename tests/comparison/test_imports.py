@@ -17,6 +17,7 @@ from jaxresnet.errors import ResultsError
 from jaxresnet.files import write_json, write_rows
 from jaxresnet.interop.torch import from_torch
 from jaxresnet.nn.resnet import build_model
+from jaxresnet.results.schemas import comparison_path
 from jaxresnet.results.store import read_results
 from jaxresnet.training.metrics import zero_totals
 from jaxresnet.training.predict import blank_state, predict
@@ -53,6 +54,10 @@ def test_finished_runs_are_runs_of_the_store(old, tiny_data, tmp_path, monkeypat
         run = results.runs[arm][3]
         assert (run.scores["test_accuracy"], len(run.rows), run.rows[2]["step"]) == (18.0, 3, 12)
 
+    began = comparison_path(tmp_path / "out" / "tiny").stat()
+    assert import_comparison(old, tmp_path / "out") == ["tiny"], "what an error ended is begun again"
+    assert comparison_path(tmp_path / "out" / "tiny").stat() == began
+
     folder = results.runs["Adam + Lookahead"][3].folder
     images = ((tiny_data.test.images / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]).astype(np.float32)
     logits, _ = build_model(RUN.model).apply(SLOW, images, False)
@@ -70,8 +75,9 @@ def test_what_cannot_be_imported_is_refused(old, tmp_path):
             import_comparison(folder, tmp_path / out)
 
     refused(tmp_path, "out", r"holds no config\.json; give the folder of a comparison")
-    import_comparison(old, tmp_path / "out")
-    refused(old, "out", r"tiny: is there already; choose another folder \(--out\)")
+    for found in ({}, {"best_epoch": 3, "selection": "val", "test_accuracy": 18.0}):  # of three epochs
+        write_json(old / "runs" / "adam-seed3.json", found)
+        refused(old, "out", r"adam-seed3\.json: 'best_epoch' is missing or malformed, .* 3 epochs in adam-seed3\.jsonl")
     for array in (old / "checkpoints").rglob("d/*"):
         array.write_bytes(b"damaged")
     refused(old, "other", r"checkpoints/adam-lookahead-seed3/4: cannot be read \(")

@@ -148,7 +148,7 @@ def test_a_published_file_there_and_back_and_an_accuracy_that_is_not_known_is_no
     convert(source, tmp_path / "bare.pth")
     assert_same_arrays(load_tensors(tmp_path / "bare.pth"), tensors)
     unknown = save_tensors(tmp_path / "unknown.pth", tensors, acc=float("nan"), epoch="last")
-    assert "tells no accuracy and no epoch of these weights" in refused(unknown, tmp_path / "c.pth", wrap=True)
+    assert "does not say the accuracy and the epoch of these weights" in refused(unknown, tmp_path / "c.pth", wrap=True)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written_or_overwritten(tmp_path, monkeypatch):

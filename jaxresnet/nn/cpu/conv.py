@@ -8,9 +8,9 @@ matrices that the products take,
     dkernel += input [C, pixels] @ (window of doutput)^T
 
 so that both gradients share a window. The last product contracts the last axes of both: XLA:CPU gives that to its fast
-library, and would not if they were the first axes. Products stay float32 until what is made of a chunk is made (the
-sums for batch norm, the ReLU's mask), and are rounded when it is written: a product that gives bfloat16 is several
-times as slow.
+library, and would not if they were the first axes. Products of a chunk are float32 while the
+sums for batch norm and the ReLU's mask are taken, and are rounded when the chunk is written: a product that gives
+bfloat16 is several times as slow.
 
 Every convolution here looks at 3x3 windows of a map with a border of one, at all nine pixels (taps) or fewer: a
 shortcut's kernel of size 1 at the middle, one of size 2 at the four from the middle on.
@@ -283,6 +283,6 @@ def _product_transposed(a: Array, b: Array) -> Array:
 
 
 def _factors(a: Array, b: Array) -> tuple[Array, Array]:
-    """As numbers. Of some narrow products of bfloat16, XLA:CPU makes what it then cannot compute."""
+    """As numbers. In float32 where a side is below 16: XLA:CPU fails on some narrow products of bfloat16."""
     convert = to_float32 if min(*a.shape, *b.shape) < 16 else as_numbers
     return convert(a), convert(b)

@@ -9,9 +9,9 @@ A *framed* map has a border of one zero on each side, [C, H + 2, W + 2, N], so t
 convolution of stride 2 its columns are sorted by parity, [C, H + 2, 2, V, N] with V = ceil((W + 2) / 2): what a pixel
 of the kernel sees is then one run there, too.
 
-A *cell* is a number as it is kept: float32, or the 16 bits of a bfloat16 as uint16. XLA:CPU computes with bfloat16 only
-in products; of anything else that it is given in bfloat16 it makes float32, if it is only moved, too, and may keep
-that. So cells are moved, and kept, as integers.
+A *cell* is a number as it is kept: float32, or the 16 bits of a bfloat16 as uint16. XLA:CPU uses bfloat16 only in
+matrix products. Any other operation in bfloat16, even a copy, it converts to float32, and may keep that. So cells are
+kept and moved as integers.
 """
 
 import math

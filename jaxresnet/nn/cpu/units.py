@@ -1,8 +1,8 @@
 """What the network is made of on a CPU, each with a gradient of its own: the stem, a block, and the average at the end.
 
-Between units a map is (C, H, W, N) in the dtype of the activations, bfloat16 or float32. It is the result of a ReLU,
-and whoever takes the gradient for it sets that to 0 where the map is 0: the loops that make the gradient see the map
-anyway. A unit frames its input as it needs it; XLA writes the frame together with what is inside.
+Between units a map is (C, H, W, N) in the dtype of the activations, bfloat16 or float32. It is the output of a ReLU.
+The unit that reads a map also sets its gradient to 0 where the map is 0: the loops that compute the gradient read the
+map anyway. A unit frames its input as it needs it; XLA writes the frame together with what is inside.
 
 With `raw` the output of a convolution, batch norm is a * raw + b with a = scale / deviation and b = bias - a * mean, in
 one pass with the ReLU. Its sums come with the convolution.
