@@ -118,7 +118,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, schedule and Lookahead. Names follow Optax; the defaults are those of the published main run."""
+    """Optimiser, schedule and Lookahead. Names follow Optax. The defaults are those of the published main run,
+    but for the schedule, which moves every step over the run's own length."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Number = 1e-2  # the schedule's peak

@@ -33,7 +33,7 @@ def warn(text: str) -> None:
 
 
 class Interrupted(Exception):
-    """`should_stop` asked to stop. Everything is in the checkpoint: the same call continues."""
+    """`should_stop` asked to stop. With a folder to keep it in everything is saved, and the same call continues."""
 
 
 class UserError(Exception):

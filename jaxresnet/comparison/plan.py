@@ -85,7 +85,10 @@ def prepare(
     check_arms(arms, seeds)
     data = as_dataset(data)
     if not is_name(name) or "/" in name or name.strip()[:1] in ("", ".", "_") or name == RUNS or len(name) > 100:
-        raise ConfigError(f"name={short(name)}: names the folder of the comparison; choose letters and digits")
+        raise ConfigError(
+            f"name={short(name)}: names the folder of the comparison; choose letters and digits, and not "
+            f"{RUNS!r}, where the runs are"
+        )
     check_same("a comparison", {"name": name, "protocol": protocol, "arms": list(arms), "seeds": list(seeds)})
     teams = _teams(devices, spread, len(arms) * len(seeds))
     out = local_path(out)

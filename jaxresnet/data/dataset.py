@@ -90,7 +90,7 @@ def check_data(config: TrainConfig, data: Dataset) -> int:
     """
     classes, named = config.model.num_classes, len(data.class_names)
     if named > classes:
-        raise ConfigError(f"num_classes={classes}: the data set {data.name} has {named} classes")
+        raise ConfigError(f"num_classes={classes}: data set {data.name!r} has {named} classes (labels count from 0)")
     available = data.train.num_examples
     used = available if config.train_size is None else config.train_size
     if used > available:

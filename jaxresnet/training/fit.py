@@ -25,8 +25,8 @@ from jaxresnet.training.metrics import Row, averages, best_epoch
 from jaxresnet.training.resume import resume
 from jaxresnet.training.state import TrainState, Weights
 
-# On accelerators an epoch may take less than its checkpoint: then the next is written after so many times the time that
-# the last took, so that they cost a long run a twentieth of its time. (The first and the last are always written.)
+# On accelerators an epoch may take less time than its checkpoint. So the next waits 20 times as long as the last took:
+# they cost a twentieth of a long run. (After the first and the last epoch there always is one.)
 CHECKPOINT_EVERY = 20
 
 
@@ -68,7 +68,7 @@ def fit(
     devices: share every batch; default all, of all processes. Several processes call this alike, see `distributed`.
     on_epoch(rows so far): called after each epoch, once its checkpoint, if it has one, is safe on disk.
     on_progress(epoch, images done in it): called after every dispatch.
-    should_stop(): asked after every dispatch; True saves a checkpoint and raises Interrupted.
+    should_stop(): asked after every dispatch but the run's last; True saves a checkpoint and raises Interrupted.
 
     A run does not depend on JAX's settings: those that would change its numbers have JAX's defaults while it trains.
     On CPU a run that was interrupted and continued is bit-identical to one that was not (timing fields aside).
@@ -84,7 +84,7 @@ def fit(
     engine.check_moves(config, train.num_examples)
     record = Record(to_dict(config), fingerprint(data), backends=[{"step": 0, **backend(devices)}])
     check_same("a run", {"config": record.config, "data": record.data, "jax": jax.__version__})
-    stop = agreed(should_stop or (lambda: False))
+    stop = agreed(should_stop or (lambda: False))  # of several processes all stop, or none
 
     images, labels = replicate((train.images, train.labels), devices)
     splits = {"val": val, "test": data.test}
@@ -103,8 +103,8 @@ def fit(
         if workdir is not None:
             run = resume(workdir, _converted(run, programs, engine.unpacked), restart)
             run = _converted(run, programs, engine.packed)
-        saved_at = save_seconds = 0.0  # when the last checkpoint was finished, and what it took
-        record = run.record
+        saved_at = save_seconds = 0.0  # when the last checkpoint was finished, and what it took: the first is due
+        record = run.record  # the one thing that is changed in place: its history and seconds grow with every epoch
         start = time.perf_counter()
         if len(record.history) < config.num_epochs:
             engine.compile_programs(programs, {len(labels) for placed in batches.values() for _, labels in placed})
@@ -113,12 +113,13 @@ def fit(
         while len(record.history) < config.num_epochs:
             epoch = len(record.history)
             run, stopped = _train_epoch(config, programs, run, images, labels, on_progress, stop)
+            due = stopped
             if not stopped:
                 run = _finish_epoch(config, programs, run, train.num_examples, score)
-                accelerator = programs.platform != "cpu"
-                due = not accelerator or epoch + 1 == config.num_epochs or _is_due(saved_at, save_seconds)
-                stopped = epoch + 1 < config.num_epochs and stop()
-            if workdir is not None and (stopped or due):
+                last = epoch + 1 == config.num_epochs
+                stopped = not last and stop()
+                due = stopped or last or programs.platform == "cpu" or _is_due(saved_at, save_seconds)
+            if workdir is not None and due:
                 start = time.monotonic()
                 checkpoint.save(workdir, _converted(run, programs, engine.unpacked))
                 saved_at = time.monotonic()
@@ -134,7 +135,8 @@ def fit(
 
 
 def _converted(run: Saved, programs: engine.Engine, convert: Callable[[engine.Engine, Any], Any]) -> Saved:
-    """With its arrays packed, on the devices, as they train, or unpacked, on the host, as they are saved."""
+    """The run with its arrays packed into vectors on the devices, as it trains, or unpacked on the host, as it is
+    saved. See `packing`."""
     state, totals, best = convert(programs, (run.state, run.totals, run.best))
     return Saved(state, totals, best, run.record)
 
@@ -166,9 +168,10 @@ def _train_epoch(
         done = min(num_train, (dispatch[0] + dispatch[1]) * config.batch_size)
         if on_progress:
             on_progress(epoch, done)
+        # Of the epoch's steps so far `taken` were finite. Where none may be skipped a bad one is counted as taken.
         skipped = int(state.step) - epoch * steps - taken if config.skip_nonfinite else int(bad_step >= 0)
         if before + skipped > config.skip_nonfinite or skipped == steps:
-            first = f"step {bad_step + 1}"
+            first = f"step {bad_step - epoch * steps + 1} of {steps}"
             if skipped == steps > 1:
                 first += ", and so in every step of it"
             elif config.skip_nonfinite:
@@ -225,6 +228,7 @@ def _finish_epoch(
 def _summary(
     config: TrainConfig, run: Saved, score: Callable[[Weights, str, int], tuple[float, float]], compile_seconds: float
 ) -> dict[str, Any]:
+    """The chosen epoch and its figures: what a run's scores.json holds."""
     history = run.record.history
     best = history[best_epoch(config.selection, history)]
     test_loss, test_accuracy = best["test_loss"], best["test_accuracy"]
@@ -257,6 +261,6 @@ def _is_due(saved_at: float, save_seconds: float) -> bool:
 
 def _not_finite(config: TrainConfig, what: str) -> NonFiniteError:
     return NonFiniteError(
-        f"seed {config.seed}: {what} (counted from 1). Try a lower learning rate, a warm-up, or precision float32. "
+        f"seed {config.seed}: {what}. Try a lower learning rate, a warm-up, or precision float32. "
         "Checkpoints before it are intact"
     )

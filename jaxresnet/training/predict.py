@@ -64,7 +64,10 @@ def load_variables(folder: str | Path, weights: Literal["fast", "slow"] | None =
         raise ConfigError(f"weights={weights!r}: {folder} holds one set of weights, as it has no Lookahead")
     like = weights_of(blank_state(config))
     kind = weights or (config.eval_weights if config.optim.lookahead else "fast")
-    best = checkpoint.restore_best(folder, step, like)
+    try:
+        best = checkpoint.restore_best(folder, step, like)
+    except checkpoint.DamagedError as e:
+        raise checkpoint.DamagedError(f"{e}; restore a copy") from e
     row = record.history[best_epoch(config.selection, record.history)] if record.history else {}
     all_devices()  # raises a user's error where there is none
     return Loaded(config, jax.device_put(best.variables(kind)), kind, row, record.converted)

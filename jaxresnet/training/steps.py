@@ -1,6 +1,7 @@
-"""One training step and one evaluation step: pure functions, which `engine` maps over devices and compiles.
+"""One training step, a loop of them, and one evaluation step: pure functions.
 
-Each runs on every device. `rank` is the device's number, an int32 scalar, and says which part of a batch is its own.
+`engine` maps `train_steps` and `eval_step` over the devices and compiles them. Their argument `rank`, an int32 scalar,
+is the device's number and says which part of a batch is its own.
 Where a batch does not divide over the devices (only the last, smaller one of an epoch may be so), every device computes
 all of it: the averages over devices are then averages of equals, and no example needs padding or a mask.
 """
@@ -79,8 +80,8 @@ def train_step(
     """One optimiser step on one device's part of a batch.
 
     images: (B, 32, 32, 3) uint8. labels: (B,) int32. plan: the B draws of their augmentation. hypers: see
-    `epoch_hypers`, the numbers of every step of the epoch. shared: whether the devices have different images. layout:
-    how the weights and statistics of `state` are packed.
+    `epoch_hypers`, the numbers of every step of the epoch. shared: whether the devices share the batch, each with a
+    part of its own; else each has all of it. layout: how the weights and statistics of `state` are packed.
     """
     batch = augment_batch(images, plan, recipe.augment)  # (B, 32, 32, 3) float32
     batch_stats = layout.unpack(state.batch_stats)
@@ -91,6 +92,7 @@ def train_step(
         return cross_entropy(logits, labels).mean(), (variables["batch_stats"], logits)
 
     grads, (new_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
+    # The gradient of the whole batch. Its statistics are so already: the network averages them before it uses them.
     grads, new_stats = recipe.mean(layout.pack(grads)), layout.pack(new_stats)
 
     numbers = at_step(hypers, lax.rem(state.step, jnp.int32(recipe.steps_per_epoch)))
@@ -104,7 +106,7 @@ def train_step(
 
     sums = batch_sums(logits, labels)
     sums = recipe.sum(sums) if shared else sums
-    norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])
+    norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])  # params: after the step
     # Activations can be too large for their variance and the loss still be finite: batch statistics count as well.
     statistics = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(new_stats)])
     finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all() & jnp.isfinite(statistics).all()
@@ -133,7 +135,8 @@ def train_steps(
 ) -> tuple[TrainState, TrainTotals]:
     """`count` steps on batches of `batch_size`, one after the other, from row `start` of the epoch's plan on.
 
-    images, labels: the whole training set. With a count of 1 there is no loop.
+    images, labels, plan: of the whole training set, where `train_step` has those of a batch. With a count of 1 there is
+    no loop.
     """
     shared, size = _part(recipe, batch_size)
 
@@ -156,6 +159,7 @@ def eval_step(
     shared, size = _part(recipe, len(labels))
     if shared:
         images, labels = (lax.dynamic_slice_in_dim(array, rank * size, size) for array in (images, labels))
+    # With running statistics an example's logits do not depend on the others, so that one model serves both cases.
     logits, _ = recipe.model.apply(layout.unpack(variables), normalise(images), False)
     sums = batch_sums(logits, labels)
     return recipe.sum(sums) if shared else sums

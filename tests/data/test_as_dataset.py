@@ -102,7 +102,7 @@ def test_own_data_does_not_pass_for_cifar10(tiny_data, tmp_path):
     found = as_dataset(data)
     assert found.name == "data" and found.class_names == tuple(map(str, range(12)))
     devices = jax.devices()[:1]
-    with pytest.raises(jr.UserError, match="num_classes=10: the data set data has 12 classes"):
+    with pytest.raises(jr.UserError, match="num_classes=10: data set 'data' has 12 classes"):
         jr.compare({"a": RUN}, [0], data, tmp_path, devices=devices)
     config = replace(RUN, num_epochs=2, model=replace(RUN.model, num_classes=13))
     comparison = jr.compare({"a": config}, [0], data, tmp_path, devices=devices)

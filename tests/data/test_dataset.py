@@ -56,7 +56,7 @@ def test_no_validation_and_the_first_of_the_training_images():
     [
         ({"train_size": 501}, "train_size=501: the data set has 500 training images"),
         ({"val_size": 500}, "val_size=500: must be at least 0 and below the 500 training images"),
-        ({"model": replace(CONFIG.model, num_classes=9)}, "num_classes=9: the data set data has 10 classes"),
+        ({"model": replace(CONFIG.model, num_classes=9)}, "num_classes=9: data set 'data' has 10 classes"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change, message):

@@ -245,7 +245,7 @@ def test_one_bad_step_too_many_stops_the_run_at_that_step(tiny_data, bad_steps, 
     at = []
     with pytest.raises(
         NonFiniteError,
-        match=r"epoch 2, step 6, the first of 3 in it, after 1 in those before: more than skip_nonfinite=3",
+        match=r"epoch 2, step 2 of 4, the first of 3 in it, after 1 in those before: more than skip_nonfinite=3",
     ):
         fit(SKIP, tiny_data, tmp_path, devices=ONE, on_progress=lambda *where: at.append(where))
     assert at[-1] == (1, 256)
@@ -273,7 +273,7 @@ def test_among_steps_of_one_dispatch_bad_ones_are_told_apart_and_a_stop_between_
     at = []
     with pytest.raises(
         NonFiniteError,
-        match=r"epoch 2, step 6, the first of 2 in it, after 1 in those before: more than skip_nonfinite=2",
+        match=r"epoch 2, step 2 of 4, the first of 2 in it, after 1 in those before: more than skip_nonfinite=2",
     ):
         fit(replace(SKIP, skip_nonfinite=2), tiny_data, devices=ONE, on_progress=lambda *where: at.append(where))
     assert at == [(0, 192), (0, 256), (1, 192)], "nothing is begun after the dispatch that holds them"
