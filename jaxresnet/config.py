@@ -5,12 +5,15 @@ own name (`--sync-period 10`), so names are unique across the four, and a field'
 """
 
 import difflib
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from jaxresnet.errors import ConfigError, short
+
+T = TypeVar("T")
 
 # A number's annotation says its type, the lowest and the highest that it may be.
 MAX_INT = 2**31 - 1  # of the int32 in which steps and images are counted on the devices
@@ -71,6 +74,24 @@ def _check_fields(config: Any) -> None:
             _require(isinstance(value, f.type), f.name, value, f"of class {f.type.__name__}")
 
 
+def _says_what_is_meant(cls: type[T]) -> type[T]:
+    """A config whose constructor raises ConfigError for an unknown name, with a hint, where Python has TypeError."""
+    init = cls.__init__  # type: ignore[misc]
+    kinds: dict[str, Any] = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
+
+    @functools.wraps(init)
+    def __init__(self: T, *args: Any, **values: Any) -> None:
+        for name in values.keys() - kinds.keys():
+            inner = next((n for n, kind in kinds.items() if name in getattr(kind, "__dataclass_fields__", ())), None)
+            hint = f" (give {inner}={kinds[inner].__name__}({name}=...))" if inner else ""
+            raise ConfigError(f"{cls.__name__}: unknown field {name!r}{hint or _near(name, kinds)}")
+        init(self, *args, **values)
+
+    cls.__init__ = __init__  # type: ignore[misc, assignment]
+    return cls
+
+
+@_says_what_is_meant
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. The defaults have 4,903,242 parameters."""
@@ -103,6 +124,7 @@ class ModelConfig:
         _require(self.pool_size == side, "pool_size", self.pool_size, f"{which}: the linear layer takes one pixel")
 
 
+@_says_what_is_meant
 @dataclass(frozen=True)
 class AugmentConfig:
     """Augmentation of the training images. Everything at 0 / False leaves them as they are."""
@@ -116,6 +138,7 @@ class AugmentConfig:
         _check_fields(self)
 
 
+@_says_what_is_meant
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and Lookahead. Names follow Optax. The defaults are those of the published main run,
@@ -149,6 +172,7 @@ class OptimConfig:
             _require(value == default, name, value, f"left at {default} where cycle_momentum=True, which moves it")
 
 
+@_says_what_is_meant
 @dataclass(frozen=True)
 class TrainConfig:
     """One run: with a data set and nothing else it determines the result."""

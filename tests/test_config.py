@@ -117,6 +117,19 @@ def test_messages_say_what_to_write_instead(values, message):
 
 
 @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(num_epoch=3), "TrainConfig: unknown field 'num_epoch' (did you mean 'num_epochs'?)"),
+        (lambda: dataclasses.replace(OptimConfig(), lr=1), "OptimConfig: unknown field 'lr' (did you mean 'learning_rate'?)"),
+        (lambda: TrainConfig(width=8), "TrainConfig: unknown field 'width' (give model=ModelConfig(width=...))"),
+    ],
+)
+def test_a_constructor_says_which_field_is_meant(make, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
     ("values", "name"),
     [
         ({"schedule": "onecycle", "schedule_length": 1}, "schedule_length=1"),
