@@ -82,9 +82,11 @@ def _says_what_is_meant(cls: type[T]) -> type[T]:
     @functools.wraps(init)
     def __init__(self: T, *args: Any, **values: Any) -> None:
         for name in values.keys() - kinds.keys():
-            inner = next((n for n, kind in kinds.items() if name in getattr(kind, "__dataclass_fields__", ())), None)
-            hint = f" (give {inner}={kinds[inner].__name__}({name}=...))" if inner else ""
-            raise ConfigError(f"{cls.__name__}: unknown field {name!r}{hint or _near(name, kinds)}")
+            for inner, kind in kinds.items():
+                if name in getattr(kind, "__dataclass_fields__", ()):
+                    hint = f"give {inner}={kind.__name__}({name}=...)"
+                    raise ConfigError(f"{cls.__name__}: unknown field {name!r} ({hint})")
+        _check_names(values, kinds, f"{cls.__name__}: ")
         init(self, *args, **values)
 
     cls.__init__ = __init__  # type: ignore[misc, assignment]

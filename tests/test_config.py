@@ -120,7 +120,10 @@ def test_messages_say_what_to_write_instead(values, message):
     ("make", "message"),
     [
         (lambda: TrainConfig(num_epoch=3), "TrainConfig: unknown field 'num_epoch' (did you mean 'num_epochs'?)"),
-        (lambda: dataclasses.replace(OptimConfig(), lr=1), "OptimConfig: unknown field 'lr' (did you mean 'learn"),
+        (
+            lambda: dataclasses.replace(OptimConfig(), lr=1),
+            "OptimConfig: unknown field 'lr' (did you mean 'learning_rate'?)",
+        ),
         (lambda: TrainConfig(width=8), "TrainConfig: unknown field 'width' (give model=ModelConfig(width=...))"),
     ],
 )

@@ -70,8 +70,8 @@ def compare(
     devices: default all, of all processes. spread: with "data" all devices share every batch, one run after another;
     with "runs" each device trains a run of its own, and a CPU that is one device as many runs as it has cores. None is
     "runs" on such a CPU, unless `devices` are given, else "data". The results agree to rounding. restart: begin runs
-    anew whose checkpoints are all damaged. progress: print a line an epoch and the time left, on a terminal
-    or in a notebook, unless `hooks` say what is done instead. Several processes call this alike, and see one `out`.
+    anew whose checkpoints are all damaged. progress: print a line an epoch and the time left, on a terminal or in a
+    notebook, unless `hooks` say what is done instead. Several processes call this alike, and see one `out`.
 
     Calling it again continues where it stopped, on CPU within an epoch; with more arms or seeds it adds them. A run
     that another comparison has trained is not trained again. Raises what `prepare` does before anything is written,

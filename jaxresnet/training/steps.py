@@ -1,9 +1,9 @@
 """One training step, a loop of them, and one evaluation step: pure functions.
 
 `engine` maps `train_steps` and `eval_step` over the devices and compiles them. Their argument `rank`, an int32 scalar,
-is the device's number and says which part of a batch is its own.
-Where a batch does not divide over the devices (only the last, smaller one of an epoch may be so), every device computes
-all of it: the averages over devices are then averages of equals, and no example needs padding or a mask.
+is the device's number and says which part of a batch is its own. Where a batch does not divide over the devices (only
+the last, smaller one of an epoch may be so), every device computes all of it: the averages over devices are then
+averages of equals, and no example needs padding or a mask.
 """
 
 from functools import partial

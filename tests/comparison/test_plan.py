@@ -82,7 +82,7 @@ def test_the_precision_auto_is_settled_once(tiny_data, tmp_path, begin, monkeypa
 
 
 WHATEVER_THE_DATA = {
-    "arms: is empty or no dictionary": {"arms": {}},
+    "arms: is empty or no dictionary; give .name: config.": {"arms": {}},
     r"seeds=\[\]: at least one": {"seeds": ()},
     r"seeds=\[1, 2, 1\]: .* none twice": {"seeds": (1, 2, 1)},
     "seed=-1": {"seeds": (-1,)},

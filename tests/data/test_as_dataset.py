@@ -60,9 +60,12 @@ def test_a_split_is_any_pair_of_images_and_labels(form, tiny_data):
         (lambda data: data._replace(test=Split(np.moveaxis(data.test.images, 3, 1), data.test.labels)), "3, 32, 32"),
         (lambda data: data._replace(class_names=("a", "b")), "has 2 names, and the labels go up to 9"),
         (lambda data: data._replace(class_names=None, name=None), "name=None, class_names=None: give texts"),
-        (lambda data: data._replace(name="a\x1b[31m"), "that can be printed"),
-        (lambda data: data._replace(name="a" * 600), "that can be printed"),
-        (lambda data: data._replace(class_names="abcdefghij"), "that can be printed"),
+        (lambda data: data._replace(name="a\x1b[31m"), "give texts of at most 500 characters that can be printed"),
+        (lambda data: data._replace(name="a" * 600), "give texts of at most 500 characters that can be printed"),
+        (
+            lambda data: data._replace(class_names="abcdefghij"),
+            "give texts of at most 500 characters that can be printed",
+        ),
         (lambda data: (data.train, data.test), "found tuple; give a Dataset"),
     ],
     ids=[

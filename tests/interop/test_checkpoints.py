@@ -50,7 +50,8 @@ def test_of_several_state_dicts_one_is_read_and_said_and_any_can_be_chosen():
 
 def test_of_two_networks_in_one_state_dict_one_is_chosen():
     both = {**prefixed("net."), **prefixed("ema_net.", AVERAGED), "loss_fn.weight": np.ones(10)}
-    with pytest.raises(WeightsError, match=r"choose one by its key \(--key\): ema_net, net"):
+    said = r"holds several networks; choose one by its key \(--key\): ema_net, net"
+    with pytest.raises(WeightsError, match=said):
         from_torch(both)
     assert_same_bits(from_torch(both, key="ema_net"), from_torch(AVERAGED))
     lightning = {"state_dict": both, "epoch": 3}

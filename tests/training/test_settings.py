@@ -117,7 +117,7 @@ def test_lookahead_refuses_numbers_out_of_range(period, step_size):
         ({"devices": []}, "devices: at least one is needed"),
         ({"seeds": None}, "seeds=None: give several whole numbers"),
         ({"seeds": 2}, "seeds=2: give several whole numbers"),
-        ({"arms": [RUN]}, "arms: is empty or no dictionary"),
+        ({"arms": [RUN]}, "arms: is empty or no dictionary; give {name: config}"),
         ({"name": "a" * 300}, "names the folder of the comparison"),
         ({"name": " "}, "names the folder of the comparison"),
     ],

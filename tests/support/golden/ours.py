@@ -66,8 +66,7 @@ def training_steps(
 ) -> Iterator[tuple[float, TrainState]]:
     """(loss before the step, state after it) for every whole batch of the first epoch, as `oracle.training_steps`.
 
-    dtype "float64": of weights, statistics and products, to
-    tell rounding from mistakes."""
+    dtype "float64": of weights, statistics and products, to tell rounding from mistakes."""
     exact = dtype == "float64"
     with jax.enable_x64(exact), jax.default_matmul_precision("highest"):
         variables = jax.tree.map(lambda a: np.asarray(a, dtype), from_torch(tensors))
