@@ -33,8 +33,10 @@ def set_up_ours(config: jr.TrainConfig, device: str, data: jr.Split, steps: int)
     import jax
     from library_step import LibraryStep, peak_memory
 
-    from jaxresnet.hardware import environment
+    from jaxresnet.hardware import environment, use_cores
 
+    if config.model.precision == "bfloat16":
+        use_cores()  # as the scripts do for a run alone in bfloat16 on a CPU
     try:
         jax.devices()
     except Exception as e:  # which one depends on what is missing

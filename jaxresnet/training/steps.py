@@ -20,7 +20,7 @@ from jaxresnet.nn.resnet import Model, build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import Hypers, at_step
 from jaxresnet.training.metrics import Sums, TrainTotals, add, batch_sums, cross_entropy
-from jaxresnet.training.packing import Layout
+from jaxresnet.training.packing import Layout, norm
 from jaxresnet.training.state import TrainState, sync_batch_stats
 
 AXIS = "devices"  # name of the mapped axis
@@ -43,11 +43,8 @@ class Recipe(NamedTuple):
     num_devices: int
     skip_nonfinite: bool
 
-    def mean(self, tree: Any) -> Any:
-        """Over all devices. (Of one device, XLA would copy it.)"""
-        return tree if self.axis is None else lax.pmean(tree, self.axis)
-
     def sum(self, tree: Any) -> Any:
+        """Over all devices. (Of one device, XLA would copy it.)"""
         return tree if self.axis is None else lax.psum(tree, self.axis)
 
 
@@ -89,11 +86,12 @@ def train_step(
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, variables = model.apply({"params": params, "batch_stats": batch_stats}, batch, True)
-        return cross_entropy(logits, labels).mean(), (variables["batch_stats"], logits)
+        loss = cross_entropy(logits, labels).mean() / recipe.num_devices
+        return loss, (variables["batch_stats"], logits)
 
     grads, (new_stats, logits) = jax.grad(loss_fn, has_aux=True)(layout.unpack(state.params))
     # The gradient of the whole batch. Its statistics are so already: the network averages them before it uses them.
-    grads, new_stats = recipe.mean(layout.pack(grads)), layout.pack(new_stats)
+    grads, new_stats = recipe.sum(layout.pack(grads)), layout.pack(new_stats)
 
     numbers = at_step(hypers, lax.rem(state.step, jnp.int32(recipe.steps_per_epoch)))
     tx = make_step_optimizer(recipe.optim, numbers)
@@ -106,7 +104,7 @@ def train_step(
 
     sums = batch_sums(logits, labels)
     sums = recipe.sum(sums) if shared else sums
-    norms = jnp.stack([optax.tree.norm(tree) for tree in (grads, params, updates)])  # params: after the step
+    norms = jnp.stack([norm(vector) for vector in (grads, params, updates)])  # params: after the step
     # Activations can be too large for their variance and the loss still be finite: batch statistics count as well.
     statistics = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(new_stats)])
     finite = jnp.isfinite(sums.loss) & jnp.isfinite(norms).all() & jnp.isfinite(statistics).all()

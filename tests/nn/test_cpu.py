@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxresnet import ModelConfig, build_model
 from jaxresnet.errors import ConfigError
 from jaxresnet.nn.cpu import conv
-from jaxresnet.nn.cpu.layout import as_cells, as_numbers, framed, starts, to_cells, to_float32
+from jaxresnet.nn.cpu.layout import as_cells, as_numbers, framed, starts, to_cells, to_float32, transposed
 from jaxresnet.training.compilation import CPU_COMPILER_OPTIONS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -51,6 +51,12 @@ def test_cells_are_bfloat16_to_the_nearest():
     np.testing.assert_array_equal(to_float32(cells), x.astype(jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_array_equal(as_numbers(cells), x.astype(jnp.bfloat16))
     assert np.isnan(to_float32(to_cells(jnp.float32([np.nan, -np.nan]), jnp.uint16))).all()
+
+
+@pytest.mark.parametrize("shape", [(96, 640), (96, 600), (33, 640), (64, 64)])
+def test_a_matrix_is_transposed_with_blocks_and_without(shape):
+    matrix = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
+    np.testing.assert_array_equal(jax.jit(transposed)(matrix), matrix.T)
 
 
 def test_a_map_too_large_for_int32_is_refused():

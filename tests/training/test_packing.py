@@ -10,7 +10,7 @@ from jaxresnet.config import OptimConfig
 from jaxresnet.nn.resnet import build_model
 from jaxresnet.optim.optimizers import make_step_optimizer
 from jaxresnet.optim.schedules import hypers_of
-from jaxresnet.training.packing import vectors
+from jaxresnet.training.packing import norm, vectors
 from jaxresnet.training.state import create_train_state, weights_of
 
 OPTIMISERS = {
@@ -74,3 +74,10 @@ def test_output_channels_are_the_slowest_axis_where_that_is_asked_for():
     like = state_shapes(OptimConfig())._replace(params={"kernel": kernel})
     for outputs_first, expected in (True, kernel[..., 0].ravel()), (False, kernel.ravel()[:18]):
         np.testing.assert_array_equal(vectors(like, outputs_first).pack({"kernel": kernel})[:18], expected)
+
+
+@pytest.mark.parametrize("size", [7, 16_384, 40_001])
+def test_the_norm_of_a_vector(size):
+    vector = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(norm)(vector), np.linalg.norm(vector.astype(np.float64)), rtol=1e-6)
+    assert not np.isfinite(norm(np.append(vector, np.float32(np.nan))))

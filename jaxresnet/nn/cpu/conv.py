@@ -33,6 +33,7 @@ from jaxresnet.nn.cpu.layout import (
     starts,
     to_cells,
     to_float32,
+    transposed,
     zeros,
 )
 
@@ -244,7 +245,7 @@ def _in_parts(taps: list[Tap], parts: int) -> list[list[Tap]]:
 
 def _rows_of_outputs(kernel: Array, parts: int) -> list[Array]:
     """(O, taps * C) of a kernel (k, k, C, O), in parts."""
-    return jnp.split(jnp.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1), parts, 1)
+    return jnp.split(transposed(kernel.reshape(-1, kernel.shape[-1])), parts, 1)
 
 
 def _rows_of_inputs(kernel: Array, taps: list[Tap]) -> Array:

@@ -18,7 +18,17 @@ from jax import Array, lax
 
 from jaxresnet.nn.batch_norm import EPS
 from jaxresnet.nn.cpu.conv import Convolved, convolve, gradients, kernel_gradient
-from jaxresnet.nn.cpu.layout import as_cells, as_numbers, framed, inside, positive, to_cells, to_float32, zeros
+from jaxresnet.nn.cpu.layout import (
+    as_cells,
+    as_numbers,
+    framed,
+    inside,
+    positive,
+    to_cells,
+    to_float32,
+    transposed,
+    zeros,
+)
 
 Params = dict[str, dict[str, Array]]  # of a unit's layers, by name: {"kernel"} or {"scale", "bias"}, float32
 
@@ -120,7 +130,9 @@ def stem_forward(
     images: Array, params: Params, dtype: Any, normalise: Normalise
 ) -> tuple[Array, tuple[Array, Array, Norm]]:
     """(map, (framed images, rounded kernel, norm)). See `stem`."""
-    x, kernel = framed(_rounded(images.transpose(3, 1, 2, 0), dtype)), _rounded(params["conv1"]["kernel"], dtype)
+    rows, columns = images.shape[1:3]
+    last = transposed(images.reshape(len(images), -1)).reshape(rows, columns, -1, len(images))
+    x, kernel = framed(_rounded(last.transpose(2, 0, 1, 3), dtype)), _rounded(params["conv1"]["kernel"], dtype)
     norm = normalise(convolve(x, [kernel], 1)[0], params, "bn1")
     return as_numbers(to_cells(jax.nn.relu(norm()), x.dtype)), (x, kernel, norm)
 
