@@ -163,7 +163,7 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     with stop_on_signal(threads=side_by_side) as should_stop, Progress(jobs.values()) as progress:
         for one, plan in zip(asked, plans, strict=True):
             try:
-                _run_plan(one, plan, options.restart, progress.hooks(plan, jobs, should_stop), progress)
+                _run_and_print(one, plan, options.restart, progress.hooks(plan, jobs, should_stop), progress)
             except Interrupted:
                 raise
             except Exception as e:
@@ -178,7 +178,7 @@ def run_plans(asked: Sequence[Asked], plans: Sequence[Plan], options: Options) -
     return failed
 
 
-def _run_plan(one: Asked, plan: Plan, restart: bool, hooks: Hooks, progress: Progress) -> None:
+def _run_and_print(one: Asked, plan: Plan, restart: bool, hooks: Hooks, progress: Progress) -> None:
     failure = None
     try:
         report = run_plan(plan, restart, hooks).report

@@ -83,7 +83,7 @@ def norm(vector: Array) -> Array:
 
 def _norm_in_blocks(vector: Array) -> Array:
     """XLA:CPU would write all squares to memory, and add them up one by one. Here each block stays in a core's cache,
-    and they are added up as vectors of 256: ten times as fast."""
+    and its squares are added up as vectors of 256."""
     whole = vector.size // BLOCK
 
     def body(t: Array, total: Array) -> Array:

@@ -132,7 +132,7 @@ def runs(cells: Array, starts: np.ndarray, position: Array | int, length: int) -
 
 def transposed(matrix: Array) -> Array:
     """matrix.T. XLA writes it row by row, and where rows of `matrix` are long, each number comes from another line of
-    memory, mostly from beyond the caches. Such a matrix is transposed in blocks here, six times as fast."""
+    memory, mostly from beyond the caches. Such a matrix is transposed in blocks here."""
     rows, columns = matrix.shape
     height, width = BLOCK
     if columns < LONG or rows % height or columns % width:
