@@ -67,8 +67,8 @@ def measure(case: dict[str, Any], rounds: int, timeout: float) -> dict[str, Any]
         }
         for c in contenders
     }
-    runs, data = contenders
-    return {**case, "runs": num_cores(), "ways": rows, "side_by_side_against_data": speed_against(runs.units, data.units)}
+    speed = speed_against(*(contender.units for contender in contenders))
+    return {**case, "runs": num_cores(), "ways": rows, "side_by_side_against_data": speed}
 
 
 def main() -> None:
