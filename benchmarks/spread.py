@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
 from machine import machine
 from turns import Contender, Unit, resident_peak, serve, speed_against, take_turns
 
@@ -41,7 +42,7 @@ def set_up(spread: Any, case: dict[str, Any]) -> Unit:
             these = list(itertools.islice(seeds, num_cores()))
             jr.compare({"Adam + Lookahead": config}, these, data, out, spread=spread, progress=False)
 
-    return Unit(run, resident_peak, lambda: {"environment": environment()})
+    return Unit(run, resident_peak, lambda: {"num_devices": jax.device_count()})
 
 
 def measure(case: dict[str, Any], rounds: int, timeout: float) -> dict[str, Any]:
