@@ -6,10 +6,10 @@
 
 Ours is the library's own engine, with all that `fit` does in a step: drawing and applying augmentation, totals, norms
 of gradients, weights and updates, a check for non-finite numbers; in bfloat16 on a CPU every core is a device, as in a
-script with one run. The rivals (`pytorch_step.py`) have their batches
-normalised, unaugmented and on the device in channels-last before the clock starts, and keep no totals: what they leave
-out favours them. Lookahead is off on both sides. Where ours computes in bfloat16 on a CPU, the rivals run in float32
-and in bfloat16. --checkout FOLDER adds the library of another checkout, with its own benchmarks/, as a contender.
+script with one run. The rivals (`pytorch_step.py`) have their batches normalised, unaugmented and on the device in
+channels-last before the clock starts, and keep no totals: what they leave out favours them. Lookahead is off on both
+sides. Where ours computes in bfloat16 on a CPU, the rivals run in float32 and in bfloat16. --checkout FOLDER adds the
+library of another checkout, with its own benchmarks/, as a contender.
 
 Every contender is a process of its own and works while the others wait. They take turns, of an epoch on a GPU and of a
 dispatch on a CPU, in an order that is reversed every time. The speed against a rival is the median over turns of the

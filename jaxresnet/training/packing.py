@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from jaxresnet.training.state import TrainState
 
-BLOCK = 16_384  # numbers of a vector
+BLOCK = 16_384  # numbers of a vector that `norm` takes at a time
 
 
 class Layout(NamedTuple):

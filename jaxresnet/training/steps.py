@@ -86,6 +86,7 @@ def train_step(
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
         logits, variables = model.apply({"params": params, "batch_stats": batch_stats}, batch, True)
+        # A part of the mean over devices, so that gradients need no more than to be summed.
         loss = cross_entropy(logits, labels).mean() / recipe.num_devices
         return loss, (variables["batch_stats"], logits)
 
